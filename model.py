@@ -101,15 +101,11 @@ class Attention(nn.Module):
         q_BHTK, k_BHSK, v_BHSK = (a_BTD.unflatten(-1, (self.n_head, -1)).transpose(1, 2)
                                   for a_BTD in self.c_attn(x_BTD).chunk(3, dim=-1))
         if cache is not None:                      # the keys and values of earlier tokens join the new ones
-            k_BHSK, v_BHSK = cache.append(self.layer, k_BHSK, v_BHSK)
-        T, S = q_BHTK.shape[2], k_BHSK.shape[2]
-        # Query t stands at position S - T + t and sees the keys up to there. One query sees all: no mask to build.
-        mask = None if T in (1, S) else torch.ones(T, S, dtype=torch.bool, device=x_BTD.device).tril(S - T)
-        if visible_BTS is not None:
-            mask = visible_BTS[:, None]
-        y_BHTK = F.scaled_dot_product_attention(
-            q_BHTK, k_BHSK, v_BHSK, attn_mask=mask, is_causal=mask is None and T > 1,
-            dropout_p=self.dropout if self.training else 0.0, scale=self.scale)
+            y_BHTK = cache.attend(self.layer, q_BHTK, k_BHSK, v_BHSK, self.scale)
+        else:
+            y_BHTK = F.scaled_dot_product_attention(
+                q_BHTK, k_BHSK, v_BHSK, attn_mask=None if visible_BTS is None else visible_BTS[:, None],
+                is_causal=visible_BTS is None, dropout_p=self.dropout if self.training else 0.0, scale=self.scale)
         return self.c_proj(y_BHTK.transpose(1, 2).flatten(2))
 
 
@@ -189,16 +185,20 @@ class GPT(nn.Module):
         self.wte = nn.Embedding.from_pretrained(torch.cat([old_VD.detach(), new_VD]), freeze=False)
         return first
 
-    def hidden(self, ids_BT, cache=None, visible_BTS=None):
+    def hidden(self, ids_BT, cache=None, visible_BTS=None, position_BT=None):
         """The last LayerNorm's output x_BTD, which the head (or a classifier) reads.
 
         With a cache (sample.KVCache), ids_BT continues the tokens that it already holds. With visible_BTS (bool),
-        query t sees the keys where it is True, in place of all up to itself.
+        query t sees the keys where it is True, in place of all up to itself; with position_BT (int64), its token stands
+        at that position, and the row may be longer than n_positions.
         """
         past, T = cache.length if cache else 0, ids_BT.shape[1]
-        if past + T > self.cfg.n_positions:
-            raise UserError(f"{past + T} tokens, but this model has {self.cfg.n_positions} positions; shorten the text")
-        x_BTD = self.drop(self.wte(ids_BT) + self.wpe.weight[past:past + T])
+        if position_BT is None:
+            if past + T > self.cfg.n_positions:
+                raise UserError(f"{past + T} tokens, but this model has {self.cfg.n_positions} positions; shorten the "
+                                "text")
+            position_BT = torch.arange(past, past + T, device=ids_BT.device)
+        x_BTD = self.drop(self.wte(ids_BT) + self.wpe(position_BT))
         for block in self.h:
             x_BTD = block(x_BTD, cache, visible_BTS)
         if cache:

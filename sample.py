@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 
 from common import UserError, parse_args, speaking_to_the_user
 from huggingface import find_folder
@@ -45,12 +46,15 @@ class KVCache:
         self.k_LBHSK, self.v_LBHSK = like.new_empty(shape), like.new_empty(shape)
         self.length = 0                 # the model raises it once all layers have read the new tokens
 
-    def append(self, layer, k_BHTK, v_BHTK):
-        """Put the new tokens behind the old ones; returns this layer's keys and values of both."""
-        end = self.length + k_BHTK.shape[2]
+    def attend(self, layer, q_BHTK, k_BHTK, v_BHTK, scale):
+        """Put the new tokens behind the old ones; returns what the queries read from both, y_BHTK."""
+        T, end = k_BHTK.shape[2], self.length + k_BHTK.shape[2]
         self.k_LBHSK[layer, :, :, self.length:end] = k_BHTK
         self.v_LBHSK[layer, :, :, self.length:end] = v_BHTK
-        return self.k_LBHSK[layer, :, :, :end], self.v_LBHSK[layer, :, :, :end]
+        # Query t stands at position end - T + t and sees the keys up to there. One query sees all: no mask to build.
+        mask = None if T == 1 else torch.ones(T, end, dtype=torch.bool, device=q_BHTK.device).tril(end - T)
+        return F.scaled_dot_product_attention(q_BHTK, self.k_LBHSK[layer, :, :, :end], self.v_LBHSK[layer, :, :, :end],
+                                              attn_mask=mask, scale=scale)
 
     def repeat(self, batch):
         """The same prompt for every sample: one row becomes `batch` rows."""
