@@ -13,7 +13,7 @@ OUT/predictions.jsonl every prediction. Bolton et al. 2024 (arXiv 2403.18421), s
 """
 import copy
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -26,7 +26,7 @@ from tqdm import tqdm
 from common import UserError, git_commit, parse_args, speaking_to_the_user, write_json, write_json_lines
 from metrics import accuracy, guessing_accuracy, macro_f1, mean_and_deviation, wilson_interval
 from questions import read_questions
-from runtime import autocast, pick_device
+from runtime import autocast, matrix_dtype, pick_device
 from sample import load
 
 
@@ -47,7 +47,7 @@ class FinetuneQA:
     weight_decay: float = 0.0
     grad_clip: float = 1.0
     max_length: int = 512                    # tokens of question and option; longer questions lose their beginning
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"    # of matrix products; auto: bfloat16 if it is native
 
 
 PRESETS = {
@@ -62,6 +62,7 @@ PRESETS = {
 def main(cfg):
     """Fine-tune once for each seed, and return what report.json holds."""
     check(cfg)
+    cfg = replace(cfg, dtype=matrix_dtype(cfg.dtype, pick_device()))
     train, dev, test = (read_questions(path) for path in (cfg.train, cfg.dev, cfg.test))
     out, started, runs, log, predictions = Path(cfg.out), time.perf_counter(), [], [], []
     for seed in cfg.seeds:

@@ -42,7 +42,7 @@ class Monitor:
               f"data        {corpus.tokens:,} tokens to train on, {val.tokens:,} to validate on, from {cfg.data}\n"
               f"step        {self.tokens:,} tokens, {cfg.steps:,} steps = "
               f"{cfg.steps * self.tokens / corpus.tokens:.2f} epochs\n"
-              f"MFU         of {self.peak / 1e12:,.2f} TFLOP/s, {self.source}; 6N + 12LDT FLOPs a token", flush=True)
+              f"MFU         of {self.peak / 1e9:,.0f} GFLOP/s, {self.source}; 6N + 12LDT FLOPs a token", flush=True)
 
     def speed(self, step, seconds):
         per_process = self.flops / self.world.size / seconds

@@ -13,6 +13,17 @@ def pick_device():
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def matrix_dtype(dtype, device):
+    """"bfloat16" or "float32" for "auto": bfloat16 where the processor has instructions for it. Where it has none, it
+    is emulated, a hundred times slower than float32."""
+    if dtype != "auto":
+        return dtype
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    has = torch.cpu.get_capabilities()
+    return "bfloat16" if has.get("avx512_bf16") or has.get("amx_bf16") else "float32"
+
+
 def autocast(device, dtype):
     """Matrix products in bfloat16 over fp32 weights, as the paper computed (table 6); or nothing, for float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")

@@ -35,7 +35,7 @@ from data import Corpus, same_document
 from model import GPT, GPTConfig
 from monitor import Monitor
 from parallel import average_gradients, device_mesh, join_world, set_weights, shard_model
-from runtime import autocast, stop_on_signals
+from runtime import autocast, matrix_dtype, stop_on_signals
 from tokenizer import Tokenizer
 
 
@@ -59,7 +59,7 @@ class Train:
     grad_clip: float = 1.0               # largest norm of the gradient; our choice
     separate_documents: bool = False     # hide the documents before it in the window from a document; the paper did not
     seed: int = 0
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"    # of the matrix products; weights and moments are fp32
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"    # of matrix products; auto: bfloat16 if it is native
     parallel: Literal["none", "ddp", "fsdp"] = "none"     # how torchrun's processes share the work: see parallel.py
     shard: int = 0                       # fsdp: processes that hold one copy of the model; 0 is all of them
     recompute_every: int = 0             # activation checkpointing of every n-th block; 0 is none: it fits 40 GB
@@ -96,7 +96,7 @@ def main(cfg):
     check(cfg)
     if cfg.plan:
         from launch.plan import print_plan
-        return print_plan(replace(cfg, parallel="fsdp"))
+        return print_plan(replace(cfg, parallel="fsdp", dtype="bfloat16"))
     world = join_world(cfg.parallel)
     try:
         return train(cfg, world)
@@ -106,6 +106,7 @@ def main(cfg):
 
 
 def train(cfg, world):
+    cfg = replace(cfg, dtype=matrix_dtype(cfg.dtype, world.device))
     per_process = rows_of(world, cfg)
     corpus = Corpus(cfg.data, "train", cfg.model.n_positions, cfg.seed)
     val = Corpus(cfg.data, "val", cfg.model.n_positions)
