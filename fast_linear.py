@@ -22,6 +22,7 @@ TRAP: without bf16 instructions (AVX-512 BF16, AMX) a bf16 product of more than 
 torch, 40 to 100 times slower than fp32. `blocks` never calls it. Errors of one product, Gaussian weights: bf16 0.3 %,
 int8 1.2 to 2 % (fp32 inputs). What they cost a real model's answers has not been measured here.
 """
+import functools
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -112,6 +113,7 @@ LAYOUTS = {
 }
 
 
+@functools.cache
 def has(*instructions):
     """Whether this CPU has one of them."""
     found = torch.cpu.get_capabilities()
