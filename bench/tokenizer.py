@@ -282,8 +282,9 @@ def to_shards(report, cfg, files, megabytes, folder, tmp):
     middle = {name: [statistics.median(column) for column in zip(*found, strict=True)] for name, found in runs.items()}
     wall, seconds = ({name: pair[i] - middle["start"][i] for name, pair in middle.items()} for i in (0, 1))
     for name in ("1 process", "2 processes"):
-        report.say(f"  {name:12} {wall[name]:5.2f} s on the clock, {seconds[name]:5.2f} CPU s ({megabytes / wall[name]:.1f} "
-                   f"and {megabytes / seconds[name]:.1f} MB/s), and {middle['start'][0]:.2f} s for the start")
+        report.say(f"  {name:12} {wall[name]:5.2f} s on the clock ({megabytes / wall[name]:.1f} MB/s), "
+                   f"{seconds[name]:5.2f} CPU s ({megabytes / seconds[name]:.1f} MB per CPU second), and "
+                   f"{middle['start'][0]:.2f} s for the start")
     report.say(f"  from 1 to 2 processes: {wall['1 process'] / wall['2 processes']:.2f}x on the clock\n")
     report.values["pubmed.py"] = {"seconds": runs, "MB": megabytes}
     report.require("prepare/pubmed.py, MB per CPU second", 20, "", megabytes / seconds["1 process"], " MB")
