@@ -18,9 +18,10 @@ import triton.language as tl
 
 import kernels
 from common import UserError
+from data import document_starts
 from kernels import flash_attention
 from kernels.cross_entropy import cross_entropy_, cross_entropy_reference, linear_cross_entropy, linear_cross_entropy_op
-from kernels.flash_attention import attention_reference, document_starts, dropout_in_256, flash_attention_op
+from kernels.flash_attention import attention_reference, dropout_in_256, flash_attention_op
 from kernels.flash_decode import decode_reference, flash_decode, flash_decode_op
 from kernels.gelu import bias_gelu, bias_gelu_reference, gelu_linear, gelu_linear_op
 from kernels.layer_norm import add_layer_norm, layer_norm, layer_norm_reference, norm_linear, norm_linear_op
