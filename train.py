@@ -87,8 +87,8 @@ PRESETS = {
     "demo": Train(
         data="data/demo", out="out/demo", model=GPTConfig(n_positions=128, n_embd=192, n_layer=4, n_head=3,
                                                           embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0),
-        steps=1000, batch_size=16, micro_batch_size=16, learning_rate=2e-3, final_learning_rate=2e-4, warmup_steps=50,
-        compile=False, eval_every=250, eval_windows=128, checkpoint_every=500),
+        steps=800, batch_size=16, micro_batch_size=16, learning_rate=2e-3, final_learning_rate=2e-4, warmup_steps=50,
+        compile=False, eval_every=200, eval_windows=128, checkpoint_every=400),
 }
 
 

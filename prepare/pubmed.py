@@ -15,6 +15,7 @@ and under the same terms.
 
 Not here: reading each format (prepare/documents.py), training the tokenizer (tokenizer.py), shuffling (data.py).
 """
+import gc
 import os
 import signal
 import sys
@@ -85,7 +86,9 @@ class Encoder:
 def load_encoder(folder):
     """Once a process. Also the array that ends each document."""
     tok = Tokenizer.load(folder)
-    return Encoder(tok), np.array([tok.eos_id], np.uint32)
+    encoder = Encoder(tok)
+    gc.freeze()                          # a vocabulary is many objects: no collection need look at them again
+    return encoder, np.array([tok.eos_id], np.uint32)
 
 
 @dataclass
