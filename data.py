@@ -75,11 +75,11 @@ class Corpus:
         return meta[self.split]["bytes"] / meta[self.split]["tokens"]
 
 
-def same_document(ids_BT, eos_id):
-    """visible_BTS: query t sees key s if s is not after t and both are of one document, which <|endoftext|> ends."""
-    ends_BT = ids_BT == eos_id
-    document_BT = ends_BT.cumsum(1) - ends_BT.long()
-    return (document_BT[:, :, None] == document_BT[:, None, :]).tril()
+def document_starts(ids_BT, eos_id):
+    """doc_start_BT (int32): for every position the first of its document, one past the last <|endoftext|> before it."""
+    t_T = torch.arange(ids_BT.shape[1], dtype=torch.int32, device=ids_BT.device)
+    begins_BT = torch.nn.functional.pad(ids_BT[:, :-1] == eos_id, (1, 0))
+    return (t_T * begins_BT).cummax(1).values
 
 
 def mix(x):

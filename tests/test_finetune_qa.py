@@ -2,6 +2,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,11 +12,13 @@ import finetune_qa
 from common import UserError
 from finetune_qa import FinetuneQA, MultipleChoice
 from metrics import guessing_accuracy, macro_f1, wilson_interval
+from packed import Tree, first_fit, pack
 from questions import Question, read_questions, write_questions
 from tokenizer import Tokenizer
 
-QUESTIONS = [[[5, 6, 301, 7, 301], [5, 6, 301, 8, 9, 10, 301], [5, 6, 301, 11, 301]],      # three options
-             [[1, 2, 3, 4, 301, 12, 301], [1, 2, 3, 4, 301, 13, 301]]]                       # two
+SEP = 301
+QUESTIONS = [Tree([5, 6, SEP], [[7, SEP], [8, 9, 10, SEP], [11, SEP]]),      # three options
+             Tree([1, 2, 3, 4, SEP], [[12, SEP], [13, SEP]])]                # two
 
 
 @pytest.fixture(scope="module")
@@ -43,14 +46,48 @@ def head():
     return model
 
 
-def test_a_score_is_the_linear_layer_on_the_last_real_token():
+def separate(tree):
+    """The rows that one would feed without sharing: every option behind the whole question."""
+    return [torch.tensor([tree.prefix + branch]) for branch in tree.branches]
+
+
+def test_a_score_is_the_linear_layer_on_the_last_token_of_the_options_own_row():
     model = head()
     scores_QO = model(QUESTIONS)
-    for q, options in enumerate(QUESTIONS):
-        for o, ids in enumerate(options):
-            alone = model.score(model.gpt.hidden(torch.tensor([ids]))[0, -1])[0]
+    for q, tree in enumerate(QUESTIONS):
+        for o, ids_1T in enumerate(separate(tree)):
+            alone = model.score(model.gpt.hidden(ids_1T)[0, -1])[0]
             torch.testing.assert_close(scores_QO[q, o], alone, atol=1e-5, rtol=0)
     assert scores_QO[1, 2] == -torch.inf
+
+
+@pytest.mark.parametrize("length", [1, 30, 1000])
+def test_packed_trees_have_the_loss_and_gradients_of_separate_rows(length, monkeypatch):
+    """One tree a row, a few, and all in one row that is longer than the model has positions."""
+    rng = np.random.default_rng(0)
+    trees = [Tree(rng.integers(300, size=rng.integers(1, 25)).tolist() + [SEP],
+                  [rng.integers(300, size=rng.integers(1, 6)).tolist() + [SEP] for _ in range(rng.integers(2, 6))])
+             for _ in range(8)]
+    model, answers = head(), torch.tensor([0, 1] * 4)
+    monkeypatch.setattr(finetune_qa, "pack", lambda trees, _, *rest: pack(trees, length, *rest))
+    losses, gradients = [], []
+    for scores in (lambda: model(trees), lambda: torch.nn.utils.rnn.pad_sequence(
+            [torch.cat([model.score(model.gpt.hidden(ids_1T)[:, -1])[0] for ids_1T in separate(tree)])
+             for tree in trees], batch_first=True, padding_value=-torch.inf)):
+        losses.append(F.cross_entropy(scores(), answers))
+        gradients.append(torch.autograd.grad(losses[-1], list(model.parameters())))
+    torch.testing.assert_close(losses[0], losses[1], atol=1e-5, rtol=0)
+    largest = max(gradient.abs().max().item() for gradient in gradients[1])
+    for packed, alone in zip(*gradients, strict=True):
+        torch.testing.assert_close(packed, alone, atol=1e-5 * largest, rtol=1e-5)
+
+
+def test_rows_are_filled_first_fit_and_no_token_is_read_twice():
+    trees = [Tree([1] * n, [[2], [3]]) for n in (5, 50, 20, 6, 30)]
+    packed = pack(trees, 40, 0)
+    assert packed.ids_BT.shape == (3, 52) and int((packed.ids_BT > 0).sum()) == sum(map(len, trees))
+    assert first_fit([7, 52, 22, 8, 32], 52) == [[1], [4, 3, 0], [2]]
+    assert packed.visible_BTS.any(-1).all(), "a query that sees nothing is nan"
 
 
 def test_mixed_option_counts_give_the_mean_of_each_questions_own_loss():
@@ -67,16 +104,15 @@ def test_the_padding_token_has_no_influence():
     torch.testing.assert_close(model(QUESTIONS), before, atol=0, rtol=0)
 
 
-def test_rows_are_question_sep_option_sep_and_long_questions_keep_their_end(cfg, folder):
+def test_trees_are_question_sep_option_sep_and_long_questions_keep_their_end(cfg, folder):
     tok = Tokenizer.load(folder)
-    model, rows = finetune_qa.build(cfg, 0, torch.device("cpu"))
+    model, tree = finetune_qa.build(cfg, 0, torch.device("cpu"))
     q = Question("1", "Aspirin.", "Insulin lowers", ["blood", "glucose"], 0)
     sep = len(tok)
     question = tok.encode("Aspirin. Insulin lowers").tolist()
-    assert rows(q) == [[*question, sep, *tok.encode(f" {o}").tolist(), sep] for o in q.options]
-    long = replace(q, context="Penicillin " * 100)
-    assert [len(row) for row in rows(long)] != [] and max(map(len, rows(long))) == 64
-    assert tok.decode(rows(long)[0][:rows(long)[0].index(sep)]).endswith("Penicillin Insulin lowers")
+    assert tree(q) == Tree([*question, sep], [[*tok.encode(f" {o}").tolist(), sep] for o in q.options])
+    long = tree(replace(q, context="Penicillin " * 100))
+    assert long.depth == 64 and tok.decode(long.prefix[:-1]).endswith("Penicillin Insulin lowers")
 
 
 def test_the_new_tokens_stand_behind_every_row_of_the_weights(cfg, world, tmp_path):
@@ -84,8 +120,8 @@ def test_the_new_tokens_stand_behind_every_row_of_the_weights(cfg, world, tmp_pa
     model = tiny_model(n_positions=64, vocab_size=320)
     model.save_pretrained(tmp_path)
     Tokenizer.load(world).save(tmp_path)
-    built, rows = finetune_qa.build(replace(cfg, model=str(tmp_path)), 0, torch.device("cpu"))
-    assert rows(Question("1", "", "x", ["y", "z"], 0))[0][-1] == 320 and built.gpt.cfg.vocab_size == 322
+    built, tree = finetune_qa.build(replace(cfg, model=str(tmp_path)), 0, torch.device("cpu"))
+    assert tree(Question("1", "", "x", ["y", "z"], 0)).prefix[-1] == 320 and built.gpt.cfg.vocab_size == 322
 
 
 def test_fine_tuning_learns_what_it_is_shown_and_repeats_itself(cfg):

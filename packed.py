@@ -1,0 +1,92 @@
+"""Every question is read once: options that share their question, questions that share a row.
+
+An option is judged behind its question, so four options are four rows that repeat the question. But causal attention
+never lets the question see an option: its keys and values are the same in all four. So they are laid into one row,
+
+    question  option A  option B  option C ...        positions  0 .. 9  10 .. 12  10 .. 13  10 .. 11
+
+with a mask in which each option sees the question and itself, and positions that restart behind the question: a tree.
+Several trees share a row, and none sees another. Scores, loss and gradients are those of separate rows; only dropout
+differs, which then strikes the question once for all its options.
+Not here: what the tokens are and who scores them (heads.py).
+"""
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A question's tokens, and behind them those of each option."""
+    prefix: list[int]
+    branches: list[list[int]]
+
+    def __len__(self):
+        return len(self.prefix) + sum(map(len, self.branches))
+
+    @property
+    def depth(self):
+        """The positions that it needs: those of its longest separate row."""
+        return len(self.prefix) + max(map(len, self.branches))
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Trees laid into rows. N counts the branches of all trees, in the order in which the trees were given."""
+    ids_BT: torch.Tensor             # int64
+    position_BT: torch.Tensor        # int64: of the token in its separate row
+    visible_BTS: torch.Tensor        # bool: query t sees key s
+    row_N: torch.Tensor              # where each branch stands ...
+    last_N: torch.Tensor             # ... and its last token
+    sizes: list[int]                 # branches of each tree: they sum up to N
+
+
+def pack(trees, length, pad_id, device=None):
+    """Lay trees into rows of at most `length` tokens, or of the longest tree's; the rest of a row is padding."""
+    rows = first_fit([len(tree) for tree in trees], max(length, max(map(len, trees))))
+    width = max(sum(len(trees[i]) for i in row) for row in rows)
+    ids_BT, position_BT, tree_BT, branch_BT = torch.zeros(4, len(rows), width, dtype=torch.int64)
+    ids_BT += pad_id
+    ends = [None] * len(trees)
+    for b, row in enumerate(rows):
+        ids, position, tree_of, branch_of = [], [], [], []
+        for i in row:
+            tree, ends[i] = trees[i], []
+            for n, part in enumerate([tree.prefix, *tree.branches]):
+                first = len(tree.prefix) if n else 0
+                ids += part
+                position += range(first, first + len(part))
+                tree_of += [i + 1] * len(part)
+                branch_of += [n] * len(part)
+                if n:
+                    ends[i].append((b, len(ids) - 1))
+        for laid, values in ((ids_BT, ids), (position_BT, position), (tree_BT, tree_of), (branch_BT, branch_of)):
+            laid[b, :len(values)] = torch.tensor(values)
+    row_N, last_N = torch.tensor([end for tree_ends in ends for end in tree_ends]).T
+    visible_BTS = visible(tree_BT.to(device), branch_BT.to(device))
+    return Packed(ids_BT.to(device), position_BT.to(device), visible_BTS, row_N.to(device), last_N.to(device),
+                  [len(tree.branches) for tree in trees])
+
+
+def first_fit(lengths, room):
+    """Indices of `lengths` in rows of at most `room`: the longest first, each into the first row with room left."""
+    rows, left = [], []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        row = next((r for r, space in enumerate(left) if space >= lengths[i]), None)
+        if row is None:
+            row = len(rows)
+            rows.append([]), left.append(room)
+        rows[row].append(i)
+        left[row] -= lengths[i]
+    return rows
+
+
+def visible(tree_BT, branch_BT):
+    """Query t sees key s: not after it, in the same tree, and in the prefix (branch 0) or in the query's own branch.
+
+    Padding is tree 0 and sees the padding before it: a query that saw nothing would be a softmax over nothing, nan.
+    """
+    T = tree_BT.shape[1]
+    same_tree = tree_BT[:, :, None] == tree_BT[:, None, :]
+    shared = (branch_BT[:, None, :] == 0) | (branch_BT[:, :, None] == branch_BT[:, None, :])
+    return same_tree & shared & torch.ones(T, T, dtype=torch.bool, device=tree_BT.device).tril()
