@@ -20,6 +20,7 @@ class Tree:
     """A question's tokens, and behind them those of each option."""
     prefix: list[int]
     branches: list[list[int]]
+    classes: tuple[int, ...] = ()    # heads.py: the classes that its options are, where one token answers for all
 
     def __len__(self):
         return len(self.prefix) + sum(map(len, self.branches))
@@ -37,7 +38,8 @@ class Packed:
     position_BT: torch.Tensor        # int64: of the token in its separate row
     visible_BTS: torch.Tensor        # bool: query t sees key s
     row_N: torch.Tensor              # where each branch stands ...
-    last_N: torch.Tensor             # ... and its last token
+    stem_N: torch.Tensor             # ... the last token of its prefix
+    last_N: torch.Tensor             # ... and its own last token
     sizes: list[int]                 # branches of each tree: they sum up to N
 
 
@@ -51,7 +53,7 @@ def pack(trees, length, pad_id, device=None):
     for b, row in enumerate(rows):
         ids, position, tree_of, branch_of = [], [], [], []
         for i in row:
-            tree, ends[i] = trees[i], []
+            tree, ends[i], stem = trees[i], [], len(ids) + len(trees[i].prefix) - 1
             for n, part in enumerate([tree.prefix, *tree.branches]):
                 first = len(tree.prefix) if n else 0
                 ids += part
@@ -59,12 +61,12 @@ def pack(trees, length, pad_id, device=None):
                 tree_of += [i + 1] * len(part)
                 branch_of += [n] * len(part)
                 if n:
-                    ends[i].append((b, len(ids) - 1))
+                    ends[i].append((b, stem, len(ids) - 1))
         for laid, values in ((ids_BT, ids), (position_BT, position), (tree_BT, tree_of), (branch_BT, branch_of)):
             laid[b, :len(values)] = torch.tensor(values)
-    row_N, last_N = torch.tensor([end for tree_ends in ends for end in tree_ends]).T
+    row_N, stem_N, last_N = torch.tensor([end for tree_ends in ends for end in tree_ends]).T.to(device)
     visible_BTS = visible(tree_BT.to(device), branch_BT.to(device))
-    return Packed(ids_BT.to(device), position_BT.to(device), visible_BTS, row_N.to(device), last_N.to(device),
+    return Packed(ids_BT.to(device), position_BT.to(device), visible_BTS, row_N, stem_N, last_N,
                   [len(tree.branches) for tree in trees])
 
 
