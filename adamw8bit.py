@@ -14,7 +14,7 @@ import torch
 
 BLOCK = 256
 LEVELS_AN_OCTAVE = 8
-CHUNK = BLOCK * 2**14        # numbers at once: temporaries are 16 MiB each, not as large as the largest weight
+CHUNK = BLOCK * 2**16        # numbers at once: temporaries are 64 MiB each, not as large as the largest weight
 
 
 class AdamW8bit(torch.optim.Optimizer):

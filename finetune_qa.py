@@ -238,13 +238,14 @@ def select(model, trees, dev, state, cfg, world):
 
 def build(cfg, world, seed, files):
     """The model with its new head and tokens, the trees of each file, and how many questions of each were cut."""
-    gpt, tok = load(cfg.model, torch.float32, torch.device("cpu") if cfg.parallel == "fsdp" else world.device)
+    device = torch.device("cpu") if cfg.parallel == "fsdp" else world.device       # fsdp moves block by block
+    gpt, tok = load(cfg.model, getattr(torch, cfg.weights), device)
     if cfg.untrained:
         gpt.init_weights(seed)
     labels = labels_of([q for questions in files.values() for q in questions]) if cfg.head == "label" else ()
     n_new = len(NEW_TOKENS[cfg.head])
     first_new = gpt.add_tokens(n_new)            # behind every row the weights have, which may be more than len(tok)
-    model = Classifier(gpt, first_new + n_new - 1, labels).to(gpt.wte.weight.device)
+    model = Classifier(gpt, first_new + n_new - 1, labels).to(device)
     choose_weights(model, cfg, n_new)
     if cfg.parallel == "fsdp":
         shard_model(model, device_mesh(world, 0), cfg.dtype)

@@ -45,8 +45,8 @@ class NewRows(nn.Module):
 
 
 def choose_weights(model, cfg, n_new):
-    """Set requires_grad, dtype and recomputation of a Classifier as the settings say; n_new: tokens just added."""
-    gpt = model.gpt.to(getattr(torch, cfg.weights))
+    """Set what learns and what is recomputed in a Classifier as the settings say; n_new: tokens just added."""
+    gpt = model.gpt
     if cfg.lora_rank:
         gpt.requires_grad_(False)
         gpt.wte = NewRows(gpt.wte, n_new)
@@ -54,8 +54,6 @@ def choose_weights(model, cfg, n_new):
             for part, name in ((block.attn, "c_attn"), (block.attn, "c_proj"), (block.mlp, "c_fc"),
                                (block.mlp, "c_proj")):
                 setattr(part, name, LoRA(getattr(part, name), cfg.lora_rank))
-    else:
-        model.score.to(getattr(torch, cfg.weights))
     for i, block in enumerate(gpt.h):
         block.recompute = cfg.recompute_every > 0 and i % cfg.recompute_every == 0
 
@@ -82,3 +80,6 @@ def check_weights(cfg):
                         "small as these vanish below the last bit of a bfloat16 weight")
     if cfg.moments == "8bit" and cfg.parallel != "none":
         raise UserError("--moments 8bit is for one process; fsdp already divides the moments by the number of GPUs")
+    if cfg.weights == "bfloat16" and cfg.parallel == "fsdp":
+        raise UserError("--weights bfloat16 is for a process that holds all weights; fsdp divides them, and computes "
+                        "in bfloat16 anyway")

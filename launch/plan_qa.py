@@ -46,18 +46,19 @@ def print_plan(cfg):
 def step_memory(cfg, shape=None):
     """The peak of the second step in GiB: the first has no moments yet."""
     logging.disable(logging.WARNING)                 # the tracker remarks that nothing is real
+    # Attention's dropout keeps no mask on a GPU; on CPU tensors it would pick a kernel that keeps all the scores.
+    with torch.device("meta"):
+        gpt = GPT(replace(shape or GPTConfig(), attn_pdrop=0.0)).to(getattr(torch, cfg.weights))
     try:
         with FakeTensorMode():
-            return track(cfg, shape or GPTConfig())
+            gpt.load_state_dict({name: torch.empty(p.shape, dtype=p.dtype) for name, p in gpt.named_parameters()},
+                                assign=True)
+            return track(cfg, gpt)
     finally:
         logging.disable(logging.NOTSET)
 
 
-def track(cfg, shape):
-    # Attention's dropout keeps no mask on a GPU; on CPU tensors it would pick a kernel that keeps all the scores.
-    with torch.device("meta"):
-        gpt = GPT(replace(shape, attn_pdrop=0.0))
-    gpt.to_empty(device="cpu")
+def track(cfg, gpt):
     gpt.add_tokens(2)
     model = Classifier(gpt, gpt.cfg.vocab_size - 1)
     choose_weights(model, cfg, 2)

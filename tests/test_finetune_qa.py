@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import tiny_model
+from conftest import run_script, tiny_model
 
 import finetune_qa
 import heads
@@ -242,3 +242,85 @@ def test_a_missing_or_empty_file_is_named(tmp_path):
 def test_a_line_separator_inside_a_text_is_no_end_of_line(tmp_path):
     write_questions(tmp_path / "q.jsonl", [Question("1", "a\u2028b\x85c", "Which?", ["é", "b"], 0)] * 2)
     assert [q.context for q in read_questions(tmp_path / "q.jsonl")] == ["a\u2028b\x85c"] * 2
+
+
+def files(tmp_path, **questions):
+    for name, of_file in questions.items():
+        write_questions(tmp_path / f"{name}.jsonl", of_file)
+    return {name: str(tmp_path / f"{name}.jsonl") for name in questions}
+
+
+def yes_no(n, *answers):
+    return [Question(f"{answers}{i}", "Aspirin inhibits.", f"Is it number {i}?", ["yes", "no", "maybe"],
+                     answers[i % len(answers)]) for i in range(n)]
+
+
+def test_a_class_missing_from_dev_and_from_training_is_still_one_of_the_answers(cfg, tmp_path):
+    """PubMedQA's dev fold of 50 may hold no "maybe"; the head must have a place for it."""
+    paths = files(tmp_path, train=yes_no(8, 0, 1), dev=yes_no(4, 0, 0, 1), test=yes_no(6, 0, 1, 2))
+    report = finetune_qa.main(replace(cfg, **paths, head="label", epochs=1))
+    predictions = [json.loads(line) for line in open(tmp_path / "qa" / "predictions.jsonl")]
+    assert all(len(p["scores"]) == 3 for p in predictions) and report["n"] == 6 and 0 <= report["macro_f1"] <= 1
+
+
+def test_a_question_longer_than_the_context_is_cut_counted_and_answered(cfg, tmp_path, capsys):
+    long = [replace(q, id=f"long{q.id}", context="Penicillin " * 200) for q in yes_no(2, 0)]
+    paths = files(tmp_path, train=yes_no(8, 0, 1), dev=yes_no(4, 0, 1), test=yes_no(6, 0, 1) + long)
+    for head in ("option", "label"):
+        report = finetune_qa.main(replace(cfg, **paths, head=head, epochs=1, max_length=2000))
+        assert report["truncated"] == {"train": 0, "dev": 0, "test": 2} and report["n"] == 8
+        assert "test: 2 of 8 questions are longer than 64 tokens" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("lora", [0, 2])
+def test_an_interrupted_run_goes_on_to_the_result_of_an_undisturbed_one(cfg, tmp_path, monkeypatch, lora):
+    """Killed in the second seed between two checkpoints; dropout and the order of questions are those of the step."""
+    cfg = replace(cfg, seeds=(0, 1), epochs=3, lora_rank=lora, checkpoint_every=2)
+    undisturbed = finetune_qa.main(replace(cfg, out=str(tmp_path / "undisturbed")))
+    rate, calls = finetune_qa.learning_rate, []
+
+    def killed(*args):
+        calls.append(args)
+        if len(calls) == 9 + 6:
+            raise RuntimeError("killed")
+        return rate(*args)
+
+    monkeypatch.setattr(finetune_qa, "learning_rate", killed)
+    with pytest.raises(RuntimeError, match="killed"):
+        finetune_qa.main(cfg)
+    with pytest.raises(UserError, match="interrupted run with epochs = 3, now it is 4"):
+        finetune_qa.main(replace(cfg, epochs=4))
+    calls.clear()
+    monkeypatch.setattr(finetune_qa, "learning_rate", lambda *args: calls.append(args) or rate(*args))
+    resumed = finetune_qa.main(cfg)
+    assert len(calls) == 5, "the first seed is not trained again, the second goes on from step 4"
+    for name in ("accuracy", "macro_f1", "brier", "per_seed"):
+        assert resumed[name] == undisturbed[name]
+    for name in ("predictions", "log"):
+        assert len({(path / f"{name}.jsonl").read_text() for path in (tmp_path / "qa", tmp_path / "undisturbed")}) == 1
+    assert not (tmp_path / "qa" / "seeds").exists(), "a finished run begins anew"
+
+
+def test_one_step_of_small_parts_is_that_of_the_whole_batch_with_mixed_option_counts(cfg, tmp_path):
+    """Five questions with 2 or 3 options, at once or two at a time: the mean over the batch is over questions."""
+    losses = []
+    for size in (5, 2):
+        finetune_qa.main(replace(cfg, epochs=1, micro_batch_size=size))
+        losses.append([json.loads(line)["loss"] for line in open(tmp_path / "qa" / "log.jsonl")])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_two_processes_share_a_batch_and_end_where_one_does(cfg, tmp_path):
+    """fsdp on gloo; 12 questions in batches of 5 leave a batch of 2 and parts that one process has not."""
+    finetune_qa.main(replace(cfg, micro_batch_size=2))
+    alone = [json.loads(line) for line in open(tmp_path / "qa" / "log.jsonl")]
+    flags = ["--" + name.replace("_", "-") for name in ("model", "train", "dev", "test")]
+    done = run_script("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "finetune_qa.py", "medqa",
+                      *[word for flag in flags for word in (flag, getattr(cfg, flag[2:]))], "--out", tmp_path / "two",
+                      *"--seeds 0 --epochs 2 --batch-size 5 --micro-batch-size 2 --learning-rate 1e-3".split(),
+                      *"--warmup-ratio 0.1 --max-length 64 --dtype float32 --parallel fsdp".split())
+    assert done.returncode == 0, done.stderr[-3000:]
+    two = [json.loads(line) for line in open(tmp_path / "two" / "log.jsonl")]
+    for name in ("loss", "grad_norm"):
+        assert [line[name] for line in two] == pytest.approx([line[name] for line in alone], rel=1e-5)
+    assert [line.get("dev_accuracy") for line in two] == [line.get("dev_accuracy") for line in alone]
