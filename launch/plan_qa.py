@@ -6,13 +6,15 @@ one of --max-length tokens, the others of MedQA's median length.
 
 Not counted: CUDA's context, cuBLAS's workspaces, fragmentation. Leave 1 GiB.
 """
-import logging
+import weakref
 from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.distributed._tools.mem_tracker import MemTracker
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+from torch.utils.weak import WeakIdKeyDictionary
 
 from heads import Classifier
 from model import GPT, GPTConfig
@@ -45,35 +47,54 @@ def print_plan(cfg):
 
 def step_memory(cfg, shape=None):
     """The peak of the second step in GiB: the first has no moments yet."""
-    logging.disable(logging.WARNING)                 # the tracker remarks that nothing is real
     # Attention's dropout keeps no mask on a GPU; on CPU tensors it would pick a kernel that keeps all the scores.
     with torch.device("meta"):
         gpt = GPT(replace(shape or GPTConfig(), attn_pdrop=0.0)).to(getattr(torch, cfg.weights))
-    try:
-        with FakeTensorMode():
-            gpt.load_state_dict({name: torch.empty(p.shape, dtype=p.dtype) for name, p in gpt.named_parameters()},
-                                assign=True)
-            return track(cfg, gpt)
-    finally:
-        logging.disable(logging.NOTSET)
+    with FakeTensorMode(), Peak() as memory:
+        gpt.load_state_dict({name: torch.empty(p.shape, dtype=p.dtype) for name, p in gpt.named_parameters()},
+                            assign=True)
+        run_steps(cfg, gpt, memory)
+    return memory.peak / GIB
 
 
-def track(cfg, gpt):
+class Peak(TorchDispatchMode):
+    """The bytes of all storages that live, and the most they have been. (torch's MemTracker, by which launch/plan.py
+    counts, finds the same; but it refuses weights that do not learn, and is slow with many small operations.)"""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.peak = 0
+        self.known = WeakIdKeyDictionary()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        tree_map_only(torch.Tensor, self.note, out)
+        return out
+
+    def note(self, tensor):
+        storage = tensor.untyped_storage()
+        if storage not in self.known:
+            self.known[storage] = storage.nbytes()
+            weakref.finalize(storage, self.add, -storage.nbytes())
+            self.add(storage.nbytes())
+
+    def add(self, size):
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+
+def run_steps(cfg, gpt, memory):
     gpt.add_tokens(2)
     model = Classifier(gpt, gpt.cfg.vocab_size - 1)
     choose_weights(model, cfg, 2)
     optimizer = make_optimizer(model, cfg)
     questions = [cfg.max_length - OPTION, *[MEDIAN] * (cfg.micro_batch_size - 1)]
     trees = [Tree([0] * n, [[0] * OPTION] * 4) for n in questions]
-    tracker = MemTracker()
-    tracker.track_external(model, optimizer)
-    with tracker:
-        for _ in range(2):
-            tracker.reset_mod_stats()
-            with autocast(torch.device("cpu"), cfg.dtype):
-                scores_QO = model(trees)
-            F.cross_entropy(scores_QO, torch.zeros(len(trees), dtype=torch.int64)).backward()
-            torch.nn.utils.clip_grad_norm_(trained(model), cfg.grad_clip)
-            optimizer.step()
-            optimizer.zero_grad()
-    return tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"] / GIB
+    for _ in range(2):
+        memory.peak = memory.now
+        with autocast(torch.device("cpu"), cfg.dtype):
+            scores_QO = model(trees)
+        F.cross_entropy(scores_QO, torch.zeros(len(trees), dtype=torch.int64)).backward()
+        torch.nn.utils.clip_grad_norm_(trained(model), cfg.grad_clip)
+        optimizer.step()
+        optimizer.zero_grad()
