@@ -49,6 +49,7 @@ def main(cfg):
     shape = GPTConfig(n_layer=cfg.n_layer, embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0)
     gpt = GPT(shape)
     gpt.add_tokens(2)
+    gpt.wte.requires_grad_(False)     # its gradient, 74 M numbers a backward pass, is nothing beside 32 layers, not 2
     model = Classifier(gpt, len(tok) + 1).train()
     torch.nn.init.normal_(model.score.weight)                    # so that a wrong score shows in the loss
     batch, answers = [trees[i] for i in chosen], torch.tensor([questions[i].answer for i in chosen])
