@@ -98,6 +98,7 @@ def test_rows_are_filled_first_fit_and_no_token_is_read_twice():
     packed = pack(trees, 40, 0)
     assert packed.ids_BT.shape == (3, 52) and int((packed.ids_BT > 0).sum()) == sum(map(len, trees))
     assert first_fit([7, 52, 22, 8, 32], 52) == [[1], [4, 3, 0], [2]]
+    assert pack([Tree([1] * 10, [[2]])] * 6, 50, 0).ids_BT.shape == (2, 33), "3 and 3 rather than 4 and 2"
     assert packed.visible_BTS.any(-1).all(), "a query that sees nothing is nan"
 
 
