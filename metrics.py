@@ -1,9 +1,12 @@
 """Numbers one can trust: what a score on a few hundred questions is worth.
 
-Teaches the interval behind an accuracy, the F1 that rare answers count in, and what guessing would have reached.
+Teaches the interval behind an accuracy, the F1 that rare answers count in, whether a model knows what it knows
+(calibration), when one model is better than another, and what guessing would have reached.
 """
 import math
 from collections import Counter
+
+import numpy as np
 
 Z95 = 1.959964      # standard deviations on either side that hold 95 % of a normal distribution
 
@@ -34,6 +37,46 @@ def mean_and_deviation(values):
     """The mean and the sample standard deviation (0 for one value)."""
     mean = sum(values) / len(values)
     return mean, math.sqrt(sum((v - mean) ** 2 for v in values) / max(1, len(values) - 1))
+
+
+def probabilities(scores):
+    """Softmax over the options of one question."""
+    weights = np.exp(np.asarray(scores, dtype=np.float64) - max(scores))
+    return weights / weights.sum()
+
+
+def brier_score(scores, answers):
+    """The mean over questions of sum over options (p - is it the answer)^2: 0 is certain and right, 2 certain and
+    wrong; a guess among n options has 1 - 1/n. (Brier 1950, the multi-category form.)"""
+    total = 0.0
+    for of_question, answer in zip(scores, answers, strict=True):
+        p = probabilities(of_question)
+        total += float((p ** 2).sum() - 2 * p[answer] + 1)
+    return total / len(answers)
+
+
+def calibration_error(scores, answers, bins=15):
+    """ECE: of the answers given with probability about p, p should be right. The mean distance between confidence and
+    accuracy in `bins` bins of equal width, weighted by the questions in them (Guo et al. 2017)."""
+    p = [probabilities(of_question) for of_question in scores]
+    confidence, right = np.array([q.max() for q in p]), np.array([q.argmax() for q in p]) == np.array(answers)
+    bin_of = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    return sum(abs(confidence[bin_of == b].sum() - right[bin_of == b].sum()) for b in range(bins)) / len(answers)
+
+
+def paired_test(ours, theirs, draws=20_000):
+    """The two-sided p-value of a difference in accuracy on the same questions: ours and theirs give each question's
+    share of right answers (over seeds). If neither were better, the sign of each question's difference would be chance;
+    so they are flipped at random. With one seed a side this is McNemar's exact test, up to the draws."""
+    difference = np.asarray(ours, dtype=np.float64) - np.asarray(theirs, dtype=np.float64)
+    difference = difference[difference != 0]
+    if not len(difference):
+        return 1.0
+    rng, as_large = np.random.default_rng(0), 0
+    for _ in range(draws // 1000):
+        sums = rng.choice([-1.0, 1.0], (1000, len(difference))) @ difference
+        as_large += int((abs(sums) >= abs(difference.sum()) - 1e-9).sum())
+    return (as_large + 1) / (draws + 1)
 
 
 def guessing_accuracy(train, test):

@@ -20,6 +20,7 @@ class Tree:
     """A question's tokens, and behind them those of each option."""
     prefix: list[int]
     branches: list[list[int]]
+    classes: tuple[int, ...] = ()    # heads.py: the classes that its options are, where one token answers for all
 
     def __len__(self):
         return len(self.prefix) + sum(map(len, self.branches))
@@ -37,13 +38,14 @@ class Packed:
     position_BT: torch.Tensor        # int64: of the token in its separate row
     visible_BTS: torch.Tensor        # bool: query t sees key s
     row_N: torch.Tensor              # where each branch stands ...
-    last_N: torch.Tensor             # ... and its last token
+    stem_N: torch.Tensor             # ... the last token of its prefix
+    last_N: torch.Tensor             # ... and its own last token
     sizes: list[int]                 # branches of each tree: they sum up to N
 
 
 def pack(trees, length, pad_id, device=None):
     """Lay trees into rows of at most `length` tokens, or of the longest tree's; the rest of a row is padding."""
-    rows = first_fit([len(tree) for tree in trees], max(length, max(map(len, trees))))
+    rows = even_rows([len(tree) for tree in trees], length)
     width = max(sum(len(trees[i]) for i in row) for row in rows)
     ids_BT, position_BT, tree_BT, branch_BT = torch.zeros(4, len(rows), width, dtype=torch.int64)
     ids_BT += pad_id
@@ -51,7 +53,7 @@ def pack(trees, length, pad_id, device=None):
     for b, row in enumerate(rows):
         ids, position, tree_of, branch_of = [], [], [], []
         for i in row:
-            tree, ends[i] = trees[i], []
+            tree, ends[i], stem = trees[i], [], len(ids) + len(trees[i].prefix) - 1
             for n, part in enumerate([tree.prefix, *tree.branches]):
                 first = len(tree.prefix) if n else 0
                 ids += part
@@ -59,13 +61,25 @@ def pack(trees, length, pad_id, device=None):
                 tree_of += [i + 1] * len(part)
                 branch_of += [n] * len(part)
                 if n:
-                    ends[i].append((b, len(ids) - 1))
+                    ends[i].append((b, stem, len(ids) - 1))
         for laid, values in ((ids_BT, ids), (position_BT, position), (tree_BT, tree_of), (branch_BT, branch_of)):
             laid[b, :len(values)] = torch.tensor(values)
-    row_N, last_N = torch.tensor([end for tree_ends in ends for end in tree_ends]).T
+    row_N, stem_N, last_N = torch.tensor([end for tree_ends in ends for end in tree_ends]).T.to(device)
     visible_BTS = visible(tree_BT.to(device), branch_BT.to(device))
-    return Packed(ids_BT.to(device), position_BT.to(device), visible_BTS, row_N.to(device), last_N.to(device),
+    return Packed(ids_BT.to(device), position_BT.to(device), visible_BTS, row_N, stem_N, last_N,
                   [len(tree.branches) for tree in trees])
+
+
+def even_rows(lengths, room):
+    """first_fit, with the least room that still does with as many rows: two rows of 700 rather than 850 and 550, since
+    all are padded to the longest."""
+    room = max(room, max(lengths))
+    rows = first_fit(lengths, room)
+    for less in range(max(max(lengths), -(-sum(lengths) // len(rows))), room, 8):
+        even = first_fit(lengths, less)
+        if len(even) == len(rows):
+            return even
+    return rows
 
 
 def first_fit(lengths, room):

@@ -1,6 +1,7 @@
 """Questions of every release to one format, the one that finetune_qa.py reads.
 
-    python prepare/qa.py medqa phrases_no_exclude_train.jsonl data/qa/medqa_train.jsonl
+    python prepare/qa.py medqa hub data/qa           # from its public home: data/qa/medqa_{train,dev,test}.jsonl
+    python prepare/qa.py medqa phrases_no_exclude_train.jsonl data/qa/medqa_train.jsonl        # or from a file
     python prepare/qa.py pubmedqa ori_pqal.json data/qa/pubmedqa_test.jsonl --keep-ids test_ground_truth.json
 
 Each line of OUT is {"id", "context", "question", "options": [...], "answer": index}. You should see how many questions
@@ -8,9 +9,10 @@ there are, how often each answer is the right one and how long they are. IN may 
 
 Teaches what five releases of the same kind of data disagree on; each trap is named where it is handled.
 
-Where from: MedQA, github.com/jind11/MedQA (data_clean/questions/US/4_options); MedMCQA, medmcqa.github.io; PubMedQA,
-github.com/pubmedqa/pubmedqa (data/ori_pqal.json); BioASQ task b, participants-area.bioasq.org (after registration);
-MMLU, people.eecs.berkeley.edu/~hendrycks/data.tar. Mind each one's licence: we pass none of them on.
+Where from (hub_qa.py fetches all but BioASQ): MedQA, github.com/jind11/MedQA (data_clean/questions/US/4_options);
+MedMCQA, medmcqa.github.io; PubMedQA, github.com/pubmedqa/pubmedqa (data/ori_pqal.json); BioASQ task b,
+participants-area.bioasq.org (after registration); MMLU, people.eecs.berkeley.edu/~hendrycks/data.tar. Mind each one's
+licence: we pass none of them on.
 
 Not here: how questions become tokens (finetune_qa.py). A record that cannot be read is named, the rest goes on; more
 than 1 % of them stops, and OUT is written whole or not at all.
@@ -22,7 +24,7 @@ import json
 import re
 import sys
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -32,6 +34,7 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))   # run as a script, Python looks in prepare/ alone
 from common import UserError, parse_args, read_json, speaking_to_the_user  # noqa: E402
+from prepare.hub_qa import fetch  # noqa: E402
 from questions import Question, write_questions  # noqa: E402
 
 SHOWN = 10           # of the bad records are printed; all are counted
@@ -41,9 +44,10 @@ YES_NO_MAYBE = ["yes", "no", "maybe"]
 
 @dataclass(frozen=True)
 class Questions:
-    task: Annotated[Literal["medqa", "medmcqa", "pubmedqa", "bioasq", "mmlu"], tyro.conf.Positional]   # whose shape
-    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IN")]      # .json, .jsonl or .csv, or with .gz
-    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]        # JSON lines in our format
+    # whose shape
+    task: Annotated[Literal["medqa", "medqa5", "medmcqa", "pubmedqa", "bioasq", "mmlu"], tyro.conf.Positional]
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IN")]  # .json[.gz], .jsonl, .csv; "hub": fetch
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]   # JSON lines in our format; hub: a folder
     keep_ids: Path | None = None     # only the questions whose ids this JSON (a list, or an object's keys) names
     drop_ids: Path | None = None     # all but these
 
@@ -193,7 +197,8 @@ def from_ours(record):
 
 def from_release(task, records):
     """The function that turns a record of this task, or one in our own format already, into a Question."""
-    convert = {"medqa": from_medqa, "pubmedqa": from_pubmedqa, "bioasq": from_bioasq, "mmlu": from_mmlu}.get(task)
+    convert = {"medqa": from_medqa, "medqa5": from_medqa, "pubmedqa": from_pubmedqa, "bioasq": from_bioasq,
+               "mmlu": from_mmlu}.get(task)
     if task == "medmcqa":
         theirs = [record for _, record in records if not is_ours(record)]
         first = first_option_of_medmcqa(theirs) if theirs else 1
@@ -247,6 +252,8 @@ def selected(cfg, questions):
 
 
 def main(cfg):
+    if cfg.source == Path("hub"):
+        return fetch(cfg.task, cfg.out, lambda source, out: main(replace(cfg, source=source, out=out)))
     if cfg.out.is_dir() or cfg.out.resolve() == cfg.source.resolve():
         raise UserError(f"{cfg.out}: OUT is to be a new file of questions, not a folder and not IN itself")
     records = read_records(cfg.source)

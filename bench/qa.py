@@ -1,0 +1,129 @@
+"""Reading a question once: packed trees beside separate rows and beside a padded batch of 8, in one run.
+
+    python bench/qa.py --questions medqa_dev.jsonl --tokenizer data/tokenizer      # written by prepare/qa.py
+
+Forward and backward at the paper's width (2560, 20 heads) with few layers, in float32, on eight questions whose lengths
+are the 1/16, 3/16 ... 15/16 quantiles of the file's: a batch with the spread of the whole. All three must find the same
+loss. You should see at least 3.3x and 5x on MedQA; how many tokens each reads is counted over the whole file, too.
+"""
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # python looks for modules beside the script it runs
+
+from common import UserError, git_commit, parse_args, speaking_to_the_user, write_json  # noqa: E402
+from heads import Classifier, Reader  # noqa: E402
+from model import GPT, GPTConfig  # noqa: E402
+from packed import pack  # noqa: E402
+from questions import read_questions  # noqa: E402
+from tokenizer import Tokenizer  # noqa: E402
+
+REQUIRED = {"rows": 3.3, "padded": 5.0}
+
+
+@dataclass(frozen=True)
+class Bench:
+    questions: Path
+    tokenizer: Path              # a folder
+    out: Path = Path("results/qa.json")
+    n_layer: int = 2
+    batch: int = 8
+    repeats: int = 1
+    max_length: int = 512
+
+
+def main(cfg):
+    tok, questions = Tokenizer.load(cfg.tokenizer), read_questions(cfg.questions)
+    if len(questions) < cfg.batch:
+        raise UserError(f"{cfg.questions}: {len(questions)} questions, fewer than a batch of {cfg.batch}")
+    read = Reader("option", tok, len(tok), cfg.max_length)
+    trees = [read(q) for q in questions]
+    by_length = sorted(range(len(trees)), key=lambda i: len(trees[i]))
+    chosen = [by_length[(2 * i + 1) * len(trees) // (2 * cfg.batch)] for i in range(cfg.batch)]
+    torch.manual_seed(0)
+    shape = GPTConfig(n_layer=cfg.n_layer, embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0)
+    gpt = GPT(shape)
+    gpt.add_tokens(2)
+    gpt.wte.requires_grad_(False)     # its gradient, 74 M numbers a backward pass, is nothing beside 32 layers, not 2
+    model = Classifier(gpt, len(tok) + 1).train()
+    torch.nn.init.normal_(model.score.weight)                    # so that a wrong score shows in the loss
+    batch, answers = [trees[i] for i in chosen], torch.tensor([questions[i].answer for i in chosen])
+    ways = {"tree": [batch], "rows": [[tree] for tree in batch], "padded": [batch]}
+    scored = {"tree": model, "rows": lambda part: separate(model, part), "padded": lambda part: separate(model, part)}
+    times, losses = {way: [] for way in ways}, {}
+    step(model, scored["tree"], [batch[:1]], answers)            # warm up: memory, threads
+    for _ in range(cfg.repeats):
+        for way, parts in ways.items():
+            started = time.perf_counter()
+            losses[way] = step(model, scored[way], parts, answers)
+            times[way].append(time.perf_counter() - started)
+            print(f"{way:7} {times[way][-1]:7.2f} s, loss {losses[way]:.6f}", flush=True)
+    return report(cfg, trees, batch, times, losses)
+
+
+def step(model, scores_of, parts, answers):
+    """Forward and backward of a batch given in parts; returns the mean loss."""
+    model.zero_grad(set_to_none=True)
+    total, start, n = 0.0, 0, sum(map(len, parts))
+    for part in parts:
+        loss = F.cross_entropy(scores_of(part), answers[start:start + len(part)], reduction="sum") / n
+        loss.backward()
+        total, start = total + loss.item(), start + len(part)
+    return total
+
+
+def separate(model, trees):
+    """Scores as everyone computes them: a row an option, padded on the right to the longest of all."""
+    rows = [tree.prefix + branch for tree in trees for branch in tree.branches]
+    last_N = torch.tensor([len(row) - 1 for row in rows])
+    ids_NT = torch.full((len(rows), int(last_N.max()) + 1), model.pad_id)
+    for ids_T, row in zip(ids_NT, rows, strict=True):
+        ids_T[:len(row)] = torch.tensor(row)
+    scores_N = model.score(model.gpt.hidden(ids_NT)[torch.arange(len(rows)), last_N])[:, 0]
+    return torch.nn.utils.rnn.pad_sequence(scores_N.split([len(tree.branches) for tree in trees]), batch_first=True,
+                                           padding_value=-torch.inf)
+
+
+def tokens_a_question(trees, way, batch):
+    """Computed tokens, padding included, over batches of the file's order."""
+    total = 0
+    for i in range(0, len(trees), batch):
+        part = trees[i:i + batch]
+        if way == "tree":
+            total += pack(part, GPTConfig().n_embd // 3, 0).ids_BT.numel()
+        elif way == "rows":
+            total += sum(len(tree.branches) * tree.depth for tree in part)
+        else:
+            total += sum(len(tree.branches) for tree in part) * max(tree.depth for tree in part)
+    return total / len(trees)
+
+
+def report(cfg, trees, batch, times, losses):
+    if max(losses.values()) - min(losses.values()) > 1e-4:
+        raise UserError(f"the ways disagree: {losses}")
+    best = {way: min(seconds) for way, seconds in times.items()}
+    result = {"file": cfg.questions.name, "n": len(trees), "settings": {"n_embd": 2560, "n_layer": cfg.n_layer,
+              "batch": cfg.batch, "repeats": cfg.repeats, "dtype": "float32", "threads": torch.get_num_threads()},
+              "commit": git_commit(), "torch": torch.__version__, "ways": {}}
+    print("\n| way | seconds | tree is faster | required | tokens a question, this batch | whole file |\n"
+          "|---|---|---|---|---|---|")
+    for way, seconds in best.items():
+        entry = {"seconds": seconds, "times": times[way], "loss": losses[way], "ratio": seconds / best["tree"],
+                 "tokens": tokens_a_question(batch, way, cfg.batch), "tokens_file": tokens_a_question(trees, way, 8)}
+        result["ways"][way] = entry
+        print(f"| {way} | {seconds:.2f} | {entry['ratio']:.2f}x | {REQUIRED.get(way, '')} | {entry['tokens']:.0f} | "
+              f"{entry['tokens_file']:.0f} |")
+    write_json(cfg.out, result)
+    short = [way for way, least in REQUIRED.items() if result["ways"][way]["ratio"] < least]
+    print(f"required: {'missed for ' + ' and '.join(short) if short else 'met'}. Wrote {cfg.out}")
+    return result
+
+
+if __name__ == "__main__":
+    with speaking_to_the_user():
+        main(parse_args(Bench))
