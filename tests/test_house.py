@@ -76,3 +76,19 @@ def test_every_setting_is_read_somewhere(script, config):
     unread = [f.name for f in fields(getattr(__import__(script), config))
               if not re.search(rf"cfg\.{f.name}\b|\"{f.name}\"", source)]
     assert not unread
+
+
+DEFINITIONS = ast.FunctionDef, ast.ClassDef
+EXERCISES = (ROOT / "EXERCISES.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("file, name", re.findall(r"^### \d+\. ([\w/]+\.py): (?:.*`)([\w.]+)`", EXERCISES, re.M))
+def test_every_exercise_names_what_there_is(file, name):
+    tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+    assert name.split(".")[-1] in {node.name for node in ast.walk(tree) if isinstance(node, DEFINITIONS)}
+
+
+@pytest.mark.parametrize("file, words", re.findall(r"^    pytest (\S+) -k (.+)$", EXERCISES, re.M))
+def test_every_exercise_is_checked_by_tests(file, words):
+    names = re.findall(r"^def (test\w+)", (ROOT / file).read_text(encoding="utf-8"), re.M)
+    assert all(any(word in name for name in names) for word in words.strip('"').split(" or "))
