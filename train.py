@@ -97,7 +97,7 @@ def main(cfg):
     check(cfg)
     if cfg.plan:
         from launch.plan import print_plan
-        return print_plan(replace(cfg, parallel="fsdp", dtype="bfloat16"))
+        return print_plan(replace(cfg, parallel="fsdp"))
     world = join_world(cfg.parallel)
     try:
         return train(cfg, world)

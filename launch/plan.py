@@ -57,7 +57,8 @@ def step_memory(cfg, gpus):
     """(peak, bytes by kind there) of the second training step, in GiB: the first has no moments yet."""
     logging.disable(logging.WARNING)                 # the tracker remarks that nothing is real
     # Attention's dropout keeps no mask on a GPU; on CPU tensors it would pick a kernel that keeps all the scores.
-    cfg = replace(cfg, model=replace(cfg.model, attn_pdrop=0.0), compile=False)
+    dtype = "bfloat16" if cfg.dtype == "auto" else cfg.dtype               # which an A100 has
+    cfg = replace(cfg, model=replace(cfg.model, attn_pdrop=0.0), compile=False, dtype=dtype)
     dist.init_process_group("fake", rank=0, world_size=gpus, store=FakeStore())
     try:
         mesh = device_mesh(World(0, gpus, torch.device("cpu")), cfg.shard)        # it holds real numbers
