@@ -53,7 +53,11 @@ def blocks(x_BI, W_OI, bias_O):
     would then depend on whether others are drawn beside it."""
     whole = len(x_BI) == 1 and W_OI.dtype == torch.float32
     rows = len(W_OI) if whole else max(1, BLOCK // W_OI.shape[1])
-    y_BO = torch.cat([x_BI @ W_PI.float().t() for W_PI in W_OI.split(rows)], -1)
+    if W_OI.dtype == torch.float32:
+        y_BO = torch.cat([x_BI @ W_PI.t() for W_PI in W_OI.split(rows)], -1)
+    else:                                          # one buffer for all blocks: it stays in the processor's cache
+        buffer_PI = torch.empty(rows, W_OI.shape[1])
+        y_BO = torch.cat([x_BI @ buffer_PI[:len(W_PI)].copy_(W_PI).t() for W_PI in W_OI.split(rows)], -1)
     return y_BO if bias_O is None else y_BO.add_(bias_O)
 
 

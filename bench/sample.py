@@ -176,7 +176,7 @@ def random_weights(model, dtype):
 
 
 def required(run):
-    """(what, bound, measured, unit, at least or at most). On a CPU the peer's time is that of bf16, for which the bounds
+    """(what, bound, measured, unit, at least or at most). On a CPU the peer is that of bf16, for which the bounds
     were set, and once more that of its faster precision."""
     t = {name: row["seconds"] for name, row in run.rows.items()}
 
