@@ -93,7 +93,7 @@ def int8(x_BI, packed, sum_O, bias_O):
     TRAP: AVX2 multiplies 8-bit inputs and weights and adds two products into 16 bits, where 255 * 127 * 2 overflows
     and is cut off. With 7 bits for the inputs (reduce_range) it cannot. VNNI adds into 32 bits and needs no such care.
     """
-    low_B1, high_B1 = x_BI.aminmax(dim=1, keepdim=True)
+    low_B1, high_B1 = x_BI.amin(1, keepdim=True), x_BI.amax(1, keepdim=True)     # aminmax is not vectorised
     span_B1 = (high_B1 - low_B1).clamp(min=1e-12)
     y_BO = torch.ops.quantized.linear_dynamic((x_BI - low_B1) / span_B1, packed,
                                               not has("avx512_vnni", "avx_vnni", "amx_int8"))
