@@ -53,7 +53,11 @@ def blocks(x_BI, W_OI, bias_O):
     would then depend on whether others are drawn beside it."""
     whole = len(x_BI) == 1 and W_OI.dtype == torch.float32
     rows = len(W_OI) if whole else max(1, BLOCK // W_OI.shape[1])
-    y_BO = torch.cat([x_BI @ W_PI.float().t() for W_PI in W_OI.split(rows)], -1)
+    if W_OI.dtype == torch.float32:
+        y_BO = torch.cat([x_BI @ W_PI.t() for W_PI in W_OI.split(rows)], -1)
+    else:                                          # one buffer for all blocks: it stays in the processor's cache
+        buffer_PI = torch.empty(rows, W_OI.shape[1])
+        y_BO = torch.cat([x_BI @ buffer_PI[:len(W_PI)].copy_(W_PI).t() for W_PI in W_OI.split(rows)], -1)
     return y_BO if bias_O is None else y_BO.add_(bias_O)
 
 
@@ -89,7 +93,7 @@ def int8(x_BI, packed, sum_O, bias_O):
     TRAP: AVX2 multiplies 8-bit inputs and weights and adds two products into 16 bits, where 255 * 127 * 2 overflows
     and is cut off. With 7 bits for the inputs (reduce_range) it cannot. VNNI adds into 32 bits and needs no such care.
     """
-    low_B1, high_B1 = x_BI.aminmax(dim=1, keepdim=True)
+    low_B1, high_B1 = x_BI.amin(1, keepdim=True), x_BI.amax(1, keepdim=True)     # aminmax is not vectorised
     span_B1 = (high_B1 - low_B1).clamp(min=1e-12)
     y_BO = torch.ops.quantized.linear_dynamic((x_BI - low_B1) / span_B1, packed,
                                               not has("avx512_vnni", "avx_vnni", "amx_int8"))
