@@ -116,7 +116,8 @@ def report(cfg, trees, batch, times, losses):
         raise UserError(f"the ways disagree: {losses}")
     best = {way: min(seconds) for way, seconds in times.items()}
     result = {"file": cfg.questions.name, "n": len(trees), "settings": {"n_embd": 2560, "n_layer": cfg.n_layer,
-              "batch": cfg.batch, "repeats": cfg.repeats, "dtype": cfg.dtype, "device": str(pick_device()), "threads": torch.get_num_threads()},
+              "batch": cfg.batch, "repeats": cfg.repeats, "dtype": cfg.dtype, "device": str(pick_device()),
+              "threads": torch.get_num_threads()},
               "commit": git_commit(), "torch": torch.__version__, "ways": {}}
     print("\n| way | seconds | tree is faster | required | tokens a question, this batch | whole file |\n"
           "|---|---|---|---|---|---|")
