@@ -146,6 +146,28 @@ class Block(nn.Module):
         return x_BTD + self.drop(self.mlp(self.ln_2(x_BTD)))
 
 
+class CrossEntropy(torch.autograd.Function):
+    """The sum of -log softmax(logits)[target] over the targets that are not negative.
+
+    Its gradient is softmax(logits), less 1 at the target. It is written over the logits, which nobody needs any more:
+    F.cross_entropy would keep log softmax beside them and make two more such arrays, 12 V bytes a token.
+    """
+
+    @staticmethod
+    def forward(ctx, logits_NV, targets_N):
+        counts_N, lse_N = targets_N >= 0, logits_NV.logsumexp(-1)
+        at_target_N = logits_NV.gather(-1, targets_N.clamp(min=0)[:, None])[:, 0]
+        ctx.save_for_backward(logits_NV, targets_N, lse_N)
+        return torch.where(counts_N, lse_N - at_target_N, 0.0).sum()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        logits_NV, targets_N, lse_N = ctx.saved_tensors
+        share_N = gradient * (targets_N >= 0)
+        dlogits_NV = logits_NV.sub_(lse_N[:, None]).exp_().mul_(share_N[:, None])
+        return dlogits_NV.scatter_add_(-1, targets_N.clamp(min=0)[:, None], -share_N[:, None]), None
+
+
 class GPT(nn.Module):
     """A decoder-only transformer over ids_BT (int64, 0 <= id < vocab_size, T <= n_positions)."""
 
@@ -246,8 +268,7 @@ class GPT(nn.Module):
         if targets_BT is None:
             return logits_BTV
         # fp32: in bf16 the softmax over 28,896 logits would lose the small probabilities. COST: 4 V bytes a token.
-        total = F.cross_entropy(logits_BTV.float().flatten(0, 1), targets_BT.flatten().clamp(min=-1),
-                                ignore_index=-1, reduction="sum")
+        total = CrossEntropy.apply(logits_BTV.flatten(0, 1).float(), targets_BT.flatten())
         return total / (targets_BT >= 0).sum().clamp(min=1)
 
     def loss(self, ids_BT, targets_BT):

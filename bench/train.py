@@ -181,7 +181,7 @@ def about(cfg, run, device):
     gpu = device.type == "cuda"
     machine = torch.cuda.get_device_name() if gpu else f"a CPU ({platform.machine()}), {torch.get_num_threads()} thread"
     return {"commit": git_commit(), "machine": machine, "torch": torch.__version__, "dtype": run.dtype,
-            "transformers": transformers.__version__, "compile": run.compile, "gpu": gpu,
+            "transformers_version": transformers.__version__, "compile": run.compile, "gpu": gpu,
             "command": f"python bench/train.py --preset {cfg.preset}{' --compile' if cfg.compile else ''}",
             "tokens": run.batch_size * run.model.n_positions, "turns": cfg.turns, "steps": cfg.steps - 2,
             "parameters": sum(p.numel() for p in first_weights(run).parameters()),
@@ -230,9 +230,9 @@ def report(results):
 
 def section(key, r):
     lines = [f"## {key}\n", f"`{r['command']}`, commit {r['commit']}, on {r['machine']}; torch {r['torch']}, "
-             f"transformers {r['transformers']}. {r['parameters']:,} parameters, {r['tokens']:,} tokens a step, "
-             f"{r['dtype']}; {r['turns']} turns of {r['steps']} steps. A matrix product reaches "
-             f"{r['matmul_flops'] / 1e12:.3g} TFLOP/s.\n",
+             f"transformers {r['transformers_version']}. {r['parameters']:,} parameters, "
+             f"{r['tokens']:,} tokens a step, {r['dtype']}; {r['turns']} turns of {r['steps']} steps. A matrix product "
+             f"reaches {r['matmul_flops'] / 1e12:.3g} TFLOP/s.\n",
              "| | tokens/s | train.py is faster | by turns | of a matrix product | peak GiB | losses differ by |",
              "|---|---:|---:|---:|---:|---:|---:|"]
     for name in (OURS, THEIRS, PLAIN):

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 import huggingface
 from common import UserError
 from data import document_starts
-from model import GPT, GPTConfig
+from model import GPT, CrossEntropy, GPTConfig
 from sample import KVCache
 
 IDS_BT = torch.randint(301, (2, 29), generator=torch.Generator().manual_seed(1))
@@ -64,6 +64,7 @@ def test_future_tokens_are_invisible():
 
 
 def test_the_loss_at_initialisation_is_ln_v():
+    torch.manual_seed(0)
     loss = GPT(tiny_config()).loss(IDS_BT, IDS_BT.roll(-1))
     assert abs(loss.item() - math.log(301)) < 0.05
 
@@ -74,6 +75,19 @@ def test_negative_targets_are_ignored():
     masked[0, 5:], masked[1] = -1, -100
     torch.testing.assert_close(model.loss(IDS_BT, masked), model.loss(IDS_BT[:1, :5], targets[:1, :5]))
     assert model.loss(IDS_BT, torch.full_like(targets, -1)).item() == 0
+
+
+def test_the_loss_and_its_gradient_are_torchs_and_a_second_backward_pass_is_refused():
+    torch.manual_seed(0)
+    logits_NV, targets_N = torch.randn(7, 50, dtype=torch.float64), torch.tensor([3, -1, 49, 0, -1, 7, 7])
+    ours, theirs = (logits_NV.clone().requires_grad_() for _ in range(2))
+    loss = CrossEntropy.apply(ours * 1, targets_N)           # times 1: what is overwritten must not be a leaf
+    reference = torch.nn.functional.cross_entropy(theirs, targets_N, ignore_index=-1, reduction="sum")
+    torch.testing.assert_close(loss, reference)
+    (3 * loss).backward(retain_graph=True), (3 * reference).backward()
+    torch.testing.assert_close(ours.grad, theirs.grad)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
 
 
 def test_initial_weights_depend_on_the_seed_and_their_name_alone():
