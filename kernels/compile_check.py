@@ -155,6 +155,7 @@ def cases(arch, everything=True):
         if everything:
             all_in_fp32 = attention(width, 1000, True, 0.1, torch.float32)
             table[f"attention {width}, odd T, documents, dropout, fp32"] = all_in_fp32, False, True, {}
+            table[f"attention {width}, fp16"] = attention(width, 1024, dtype=torch.float16), True, True, {}
     return table | others()
 
 
