@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PY = .venv/bin/python
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench gpu clean
 
 .venv/ready: requirements.txt requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
@@ -18,6 +18,19 @@ test: .venv/ready lint
 
 lint: .venv/ready
 	.venv/bin/ruff check .
+
+# The CPU benchmarks, half an hour alone on the machine; TEXT names a folder of PubMed texts: see bench/tokenizer.py
+bench: .venv/ready
+	$(PY) bench/train.py
+	$(PY) bench/kills.py
+	$(PY) bench/qa.py
+	$(PY) bench/sample.py
+	$(if $(TEXT),$(PY) bench/tokenizer.py --text $(TEXT),@echo "bench/tokenizer.py left out: make bench TEXT=FOLDER")
+
+# Every check that needs a GPU, within ten minutes, into results/ or the folder that GPU_OUT names;
+# DATA names token shards for a real run; PY=python3 uses an environment that is already there
+gpu: $(if $(filter .venv/%,$(PY)),.venv/ready)
+	$(PY) bench/gpu.py $(if $(DATA),--data $(DATA))
 
 clean:
 	rm -rf .venv out data .pytest_cache .ruff_cache

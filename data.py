@@ -1,9 +1,8 @@
 """A corpus is one long array of tokens; a batch is a handful of windows cut from it.
 
-Teaches how 34.6 billion tokens are stored (uint16 shards, as in llm.c) and in which order a run reads them: the batch
-of a step is a pure function of (seed, step), so that resuming needs nothing but the step's number and one process reads
-the same windows as 128.
-Not here: turning text into tokens (tokenizer.py, prepare/).
+Teaches in which order a run reads 34.6 billion tokens: the batch of a step is a pure function of (seed, step), so that
+resuming needs nothing but the step's number and one process reads the same windows as 128.
+Not here: turning text into tokens (tokenizer.py, prepare/), the files they lie in (shards.py).
 
     corpus = Corpus("data/pubmed", "train", window=1024, seed=0)
     ids_BT, targets_BT = corpus.batch(step=7, batch_size=32)      # targets are the ids, one place further on
@@ -14,34 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common import UserError, read_json, written_whole
-
-MAGIC, VERSION, HEADER_BYTES = 20240520, 1, 256 * 4      # llm.c: 256 int32 = magic, version, token count, 0 ...
-
-
-def write_shard(path, tokens):
-    """Write `tokens` (1-D uint16) as one shard; the file appears whole or not at all."""
-    tokens = np.asarray(tokens)
-    assert tokens.dtype == np.uint16, f"shards hold uint16, not {tokens.dtype}: a cast would wrap ids silently"
-    header = np.zeros(256, np.int32)
-    header[:3] = MAGIC, VERSION, len(tokens)
-    with written_whole(path) as temporary, open(temporary, "wb") as file:
-        file.write(header.tobytes())
-        file.write(np.ascontiguousarray(tokens).tobytes())
-
-
-def open_shard(path):
-    """Map one shard into memory: a read-only 1-D uint16 array. Raises UserError if it is damaged or no shard."""
-    size = Path(path).stat().st_size
-    if size < HEADER_BYTES:
-        raise UserError(f"{path}: {size} bytes are too few for a shard's header; write it again")
-    header = np.fromfile(path, np.int32, 256)
-    if header[0] != MAGIC or header[1] != VERSION:
-        raise UserError(f"{path}: no token shard (magic {header[0]}, version {header[1]}, not {MAGIC}, {VERSION})")
-    if size != HEADER_BYTES + 2 * int(header[2]):
-        raise UserError(f"{path}: truncated or overlong: the header promises {header[2]} tokens, the file holds "
-                        f"{(size - HEADER_BYTES) // 2}; write it again")
-    return np.memmap(path, np.uint16, "r", HEADER_BYTES, (int(header[2]),)) if header[2] else np.empty(0, np.uint16)
+from common import UserError, read_json
+from shards import open_shard
 
 
 class Corpus:
@@ -102,11 +75,11 @@ class Corpus:
         return meta[self.split]["bytes"] / meta[self.split]["tokens"]
 
 
-def same_document(ids_BT, eos_id):
-    """visible_BTS: query t sees key s if s is not after t and both are of one document, which <|endoftext|> ends."""
-    ends_BT = ids_BT == eos_id
-    document_BT = ends_BT.cumsum(1) - ends_BT.long()
-    return (document_BT[:, :, None] == document_BT[:, None, :]).tril()
+def document_starts(ids_BT, eos_id):
+    """doc_start_BT (int32): for every position the first of its document, one past the last <|endoftext|> before it."""
+    t_T = torch.arange(ids_BT.shape[1], dtype=torch.int32, device=ids_BT.device)
+    begins_BT = torch.nn.functional.pad(ids_BT[:, :-1] == eos_id, (1, 0))
+    return (t_T * begins_BT).cummax(1).values
 
 
 def mix(x):

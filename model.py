@@ -130,11 +130,16 @@ class Block(nn.Module):
         self.mlp = MLP(cfg)
         self.drop = nn.Dropout(cfg.resid_pdrop)
         self.recompute = False      # activation checkpointing: set by the trainer
+        self.kernels = None         # None is torch's operators; or kernels/transformer.py: see GPT.use_kernels
 
-    def forward(self, x_BTD, cache=None, visible_BTS=None):
+    def forward(self, x_BTD, cache=None, visible_BTS=None, doc_start_BT=None):
+        if self.kernels:
+            transform, arguments = self.kernels.block, (self, x_BTD, doc_start_BT)
+        else:
+            transform, arguments = self.transform, (x_BTD, cache, visible_BTS)
         if self.recompute and self.training:       # keep x alone; the backward pass computes the rest once more
-            return checkpoint(self.transform, x_BTD, cache, visible_BTS, use_reentrant=False)
-        return self.transform(x_BTD, cache, visible_BTS)
+            return checkpoint(transform, *arguments, use_reentrant=False)
+        return transform(*arguments)
 
     def transform(self, x_BTD, cache, visible_BTS):
         x_BTD = x_BTD + self.drop(self.attn(self.ln_1(x_BTD), cache, visible_BTS))
@@ -153,6 +158,7 @@ class GPT(nn.Module):
         self.drop = nn.Dropout(cfg.embd_pdrop)
         self.h = nn.ModuleList(Block(cfg, layer) for layer in range(cfg.n_layer))
         self.ln_f = nn.LayerNorm(cfg.n_embd, cfg.layer_norm_epsilon)
+        self.kernels = None
         if not self.wte.weight.is_meta:
             self.init_weights(torch.randint(2**31, ()).item())
 
@@ -185,29 +191,58 @@ class GPT(nn.Module):
         self.wte = nn.Embedding.from_pretrained(torch.cat([old_VD.detach(), new_VD]), freeze=False)
         return first
 
-    def hidden(self, ids_BT, cache=None, visible_BTS=None, position_BT=None):
+    def use_kernels(self, kernels, device):
+        """Compute blocks and loss with "torch"'s operators or with the "triton" kernels of kernels/, which are for
+        training: no cache, no visible_BTS. Returns in a line what was chosen. UserError where Triton cannot run; "auto"
+        takes it on the GPUs that it was written for.
+        """
+        chosen, said = None, "torch's operators"
+        if kernels == "triton" or (kernels == "auto" and device.type == "cuda"):
+            from kernels import require_triton  # here: Triton is for Linux, and this file for everyone
+            try:
+                said = require_triton(device, self.cfg.n_embd // self.cfg.n_head)
+                from kernels import transformer as chosen
+            except UserError as error:
+                if kernels == "triton":
+                    raise
+                said += f" ({error})"
+        for module in (self, *self.h):
+            module.kernels = chosen
+        return said
+
+    def hidden(self, ids_BT, cache=None, doc_start_BT=None, visible_BTS=None, position_BT=None):
         """The last LayerNorm's output x_BTD, which the head (or a classifier) reads.
 
-        With a cache (sample.KVCache), ids_BT continues the tokens that it already holds. With visible_BTS (bool),
-        query t sees the keys where it is True, in place of all up to itself; with position_BT (int64), its token stands
-        at that position, and the row may be longer than n_positions.
+        With a cache (sample.KVCache), ids_BT continues the tokens that it already holds. With doc_start_BT (int32, from
+        data.document_starts) query t sees no key before its own document; with visible_BTS (bool) the keys where it is
+        True, in place of all up to itself; with position_BT (int64) its token stands at that position, and the row may
+        be longer than n_positions.
         """
+        assert self.kernels is None or (cache is None and visible_BTS is None), "use_kernels('torch') for these"
         past, T = cache.length if cache else 0, ids_BT.shape[1]
         if position_BT is None:
             if past + T > self.cfg.n_positions:
                 raise UserError(f"{past + T} tokens, but this model has {self.cfg.n_positions} positions; shorten the "
                                 "text")
             position_BT = torch.arange(past, past + T, device=ids_BT.device)
+        if doc_start_BT is not None and self.kernels is None:
+            s_S = torch.arange(T, device=ids_BT.device)
+            visible_BTS = (s_S <= s_S[:, None]) & (s_S >= doc_start_BT[:, :, None])
         x_BTD = self.drop(self.wte(ids_BT) + self.wpe(position_BT))
+        if self.kernels and torch.is_autocast_enabled(x_BTD.device.type):     # the kernels take what they are given
+            x_BTD = x_BTD.to(torch.get_autocast_dtype(x_BTD.device.type))
         for block in self.h:
-            x_BTD = block(x_BTD, cache, visible_BTS)
+            x_BTD = block(x_BTD, cache, visible_BTS, doc_start_BT)
         if cache:
             cache.length += T
         return self.ln_f(x_BTD)
 
-    def forward(self, ids_BT, targets_BT=None, cache=None, visible_BTS=None):
+    def forward(self, ids_BT, targets_BT=None, cache=None, doc_start_BT=None):
         """logits_BTV; or, given targets_BT, the mean cross-entropy in nats over those targets that are not negative."""
-        logits_BTV = F.linear(self.hidden(ids_BT, cache, visible_BTS), self.wte.weight)
+        x_BTD = self.hidden(ids_BT, cache, doc_start_BT)
+        if self.kernels and targets_BT is not None:
+            return self.kernels.loss(x_BTD, self.wte.weight, targets_BT)
+        logits_BTV = F.linear(x_BTD, self.wte.weight)
         if targets_BT is None:
             return logits_BTV
         # fp32: in bf16 the softmax over 28,896 logits would lose the small probabilities. COST: 4 V bytes a token.

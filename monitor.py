@@ -33,10 +33,10 @@ class Monitor:
         if cfg.wandb:
             self.wandb = start_wandb(cfg, out)
 
-    def introduce(self, corpus, val, n_parameters):
+    def introduce(self, corpus, val, n_parameters, kernels):
         cfg = self.cfg
         each = cfg.batch_size // self.world.size
-        print(f"model       {n_parameters:,} parameters, {cfg.dtype}, compile {cfg.compile}\n"
+        print(f"model       {n_parameters:,} parameters, {cfg.dtype}, compile {cfg.compile}, {kernels}\n"
               f"processes   {self.world.size} on {self.world.device.type}, {cfg.parallel}; {each} windows each, "
               f"{cfg.micro_batch_size} at once\n"
               f"data        {corpus.tokens:,} tokens to train on, {val.tokens:,} to validate on, from {cfg.data}\n"

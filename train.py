@@ -31,7 +31,7 @@ from torch.distributed.tensor import DTensor
 
 from checkpoint import Checkpoints
 from common import UserError, parse_args, read_json, speaking_to_the_user, written_whole
-from data import Corpus, same_document
+from data import Corpus, document_starts
 from model import GPT, GPTConfig
 from monitor import Monitor
 from parallel import average_gradients, device_mesh, join_world, set_weights, shard_model
@@ -63,6 +63,7 @@ class Train:
     parallel: Literal["none", "ddp", "fsdp"] = "none"     # how torchrun's processes share the work: see parallel.py
     shard: int = 0                       # fsdp: processes that hold one copy of the model; 0 is all of them
     recompute_every: int = 0             # activation checkpointing of every n-th block; 0 is none: it fits 40 GB
+    kernels: Literal["auto", "torch", "triton"] = "auto"     # auto: Triton's on an A100 or H100 and their kin
     compile: bool = True                 # torch.compile each block; wants a GPU or a C++ compiler
     eval_every: int = 1000               # steps
     eval_windows: int = 1024             # of the validation split, the same every time
@@ -86,8 +87,8 @@ PRESETS = {
     "demo": Train(
         data="data/demo", out="out/demo", model=GPTConfig(n_positions=128, n_embd=192, n_layer=4, n_head=3,
                                                           embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0),
-        steps=1000, batch_size=16, micro_batch_size=16, learning_rate=2e-3, final_learning_rate=2e-4, warmup_steps=50,
-        compile=False, eval_every=250, eval_windows=128, checkpoint_every=500),
+        steps=800, batch_size=16, micro_batch_size=16, learning_rate=2e-3, final_learning_rate=2e-4, warmup_steps=50,
+        compile=False, eval_every=200, eval_windows=128, checkpoint_every=400),
 }
 
 
@@ -114,6 +115,7 @@ def train(cfg, world):
     for split in (corpus, val):
         split.check_ids(cfg.model.vocab_size, world.rank, world.size)
     model = build(cfg, world)
+    kernels = model.use_kernels(cfg.kernels, world.device)
     ddp = average_gradients(model, world, cfg.parallel)
     optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.learning_rate, betas=(cfg.beta1, cfg.beta2), eps=1e-8,
                                   weight_decay=cfg.weight_decay, fused=True)
@@ -122,7 +124,7 @@ def train(cfg, world):
     monitor = None
     if world.rank == 0:
         monitor = Monitor(cfg, world, first)
-        monitor.introduce(corpus, val, sum(p.numel() for p in model.parameters()))
+        monitor.introduce(corpus, val, sum(p.numel() for p in model.parameters()), kernels)
     losses, skipped, parts = [], 0, (per_process.stop - per_process.start) // cfg.micro_batch_size
     gc.collect(), gc.freeze(), gc.disable()       # 128 collectors that pause at different times make all wait for each
     with stop_on_signals() as signals, profiler(cfg, world) as profile:
@@ -219,9 +221,9 @@ def vocabulary(cfg):
 def loss_of(model, batch, cfg, world):
     """The mean loss of a batch, computed in cfg.dtype."""
     ids_BT, targets_BT = (a.to(world.device) for a in batch)
-    visible_BTS = same_document(ids_BT, cfg.model.eos_token_id) if cfg.separate_documents else None
+    doc_start_BT = document_starts(ids_BT, cfg.model.eos_token_id) if cfg.separate_documents else None
     with autocast(world.device, cfg.dtype if cfg.parallel != "fsdp" else "float32"):      # fsdp casts by itself
-        return model(ids_BT, targets_BT, visible_BTS=visible_BTS)
+        return model(ids_BT, targets_BT, doc_start_BT=doc_start_BT)
 
 
 def learning_rate(step, cfg):
@@ -250,9 +252,9 @@ def evaluate(model, val, cfg, world):
 
 
 # Settings that may differ when a run goes on: they do not change what is learned, or (steps) are meant to be extended.
-FREE = {"out", "data", "steps", "micro_batch_size", "parallel", "shard", "recompute_every", "compile", "eval_every",
-        "eval_windows", "checkpoint_every", "keep_checkpoints", "max_skipped", "restart", "tensorboard", "wandb",
-        "profile", "plan"}
+FREE = {"out", "data", "steps", "micro_batch_size", "parallel", "shard", "recompute_every", "kernels", "compile",
+        "eval_every", "eval_windows", "checkpoint_every", "keep_checkpoints", "max_skipped", "restart", "tensorboard",
+        "wandb", "profile", "plan"}
 
 
 def settings(cfg):

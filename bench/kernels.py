@@ -19,6 +19,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))   # python bench/kernels.py finds common.py
 from common import ROOT, git_commit, speaking_to_the_user, write_json
+from data import document_starts
 from kernels import cross_entropy, flash_attention, layer_norm, measure, require_triton
 from kernels.measure import SDPA, attention_ms, ceilings, median_ms, relative_error
 
@@ -40,7 +41,7 @@ def attention_errors(T=1000, heads=2):
                 dout_BTC, *qkv = torch.randn(4, 2, length, heads * width, device="cuda", dtype=torch.bfloat16)
                 qkv_BT3C = torch.cat(qkv, 2).requires_grad_()
                 ids_BT = torch.randint(0, 300, (2, length), device="cuda")
-                starts_BT = flash_attention.document_starts(ids_BT, 0) if docs else None
+                starts_BT = document_starts(ids_BT, 0) if docs else None
                 out_BTC = flash_attention.flash_attention(qkv_BT3C, heads, width**-0.5, doc_start_BT=starts_BT)
                 out_BTC.backward(dout_BTC)
                 ref_BT3C = qkv_BT3C.detach().double().requires_grad_()

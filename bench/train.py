@@ -36,10 +36,11 @@ import transformers  # noqa: E402
 import train  # noqa: E402
 from bench.rivals import plain, theirs  # noqa: E402
 from common import ROOT, UserError, git_commit, parse_args, read_json, speaking_to_the_user, write_json  # noqa: E402
-from data import Corpus, write_shard  # noqa: E402
+from data import Corpus  # noqa: E402
 from launch.plan import step_memory  # noqa: E402
 from model import GPT  # noqa: E402
-from runtime import pick_device  # noqa: E402
+from runtime import matrix_dtype, pick_device  # noqa: E402
+from shards import write_shard  # noqa: E402
 
 OURS, THEIRS, PLAIN = "train.py", "transformers", "plain loop"
 
@@ -93,7 +94,8 @@ def settings(cfg, folder):
     model = run.model if cfg.preset == "biomedlm" else replace(run.model, vocab_size=2000, bos_token_id=1999,
                                                                eos_token_id=1999)
     return replace(run, model=model, data=str(folder / "data"), out=str(folder / "out"), steps=cfg.steps,
-                   compile=cfg.compile or cfg.preset == "biomedlm", restart=True, eval_every=10**9, eval_windows=1)
+                   dtype=matrix_dtype(run.dtype, pick_device()), compile=cfg.compile or cfg.preset == "biomedlm",
+                   restart=True, eval_every=10**9, eval_windows=1)
 
 
 def first_weights(run):

@@ -9,13 +9,15 @@ import torch
 from common import UserError
 
 CPU_POSES_AS = 80               # whose tiles the interpreter takes; the tests set it to try both
-MEND = "use kernels = \"torch\", which needs nothing"
+MEND = "use --kernels torch, which needs nothing"
 
 
-def require_triton(device):
+def require_triton(device, head_width=128):
     """Return in one line what the kernels will run on, or raise UserError with the reason why they cannot run on
     `device`."""
     device = torch.device(device)
+    if head_width not in (64, 128):
+        raise UserError(f"the Triton attention knows head widths 64 and 128, not {head_width}; {MEND}")
     try:
         import triton
     except ImportError as error:
@@ -33,7 +35,21 @@ def require_triton(device):
     if major not in (8, 9):
         raise UserError(f"Triton kernels were asked for on {name} (sm_{major}{minor}), but their tiles were chosen for "
                         f"sm_8x and sm_90 only (kernels/tiles.py); {MEND}")
-    return f"Triton {triton.__version__} on {name}, tiles of sm_{architecture(device)}"
+    with_assembler = f", ptxas {hopper_assembler(triton.knobs.nvidia)}" if major == 9 else ""
+    return f"Triton {triton.__version__} on {name}, tiles of sm_{architecture(device)}{with_assembler}"
+
+
+def hopper_assembler(tools):
+    """Have kernels assembled by ptxas 13.1 or newer, which Triton 3.7 carries for Blackwell; returns its version.
+
+    TRAP: the 12.8 that Triton 3.6 and 3.7 take for Hopper is reported to miscompile kernels with several products.
+    """
+    for tool in (tools.ptxas, tools.ptxas_blackwell):
+        if tuple(map(int, tool.version.split("."))) >= (13, 1):
+            tools.ptxas = tool.path
+            return tool.version
+    raise UserError(f"Triton kernels on Hopper want ptxas 13.1 or newer, here is {tools.ptxas.version}; set "
+                    f"TRITON_PTXAS_PATH to the one of CUDA 13.1, or {MEND}")
 
 
 def architecture(device):

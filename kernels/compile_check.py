@@ -37,7 +37,7 @@ COPIES = ("LDGSTS", "UTMALDG")                 # copies to shared memory that do
 @dataclass
 class Options:
     jobs: int = 1           # processes
-    only: str = ""          # compile only cases with this in their name
+    only: str = ""          # a regular expression that a case must match, as "sm_90 attention 128"
     everything: bool = True # every form of every tile; --no-everything is the half that the tests compile
 
 
@@ -174,7 +174,8 @@ def check(case):
 
 def main(options):
     """Print the table; return the number of kernels that fall short."""
-    todo = [(arch, name) for arch in (90, 80) for name in cases(arch, options.everything) if options.only in name]
+    todo = [(arch, name) for arch in (90, 80) for name in cases(arch, options.everything)
+            if re.match(options.only, f"sm_{arch} {name}")]
     print(f"{'':5s} {'case':46s} {'kernel':20s} warps reg spill  shared prog  tensor cp.async TMA  all")
     bad = 0
     with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:

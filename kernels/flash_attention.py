@@ -35,7 +35,7 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))   # python kernels/flash_attention.py finds common.py
-from common import UserError, speaking_to_the_user
+from common import speaking_to_the_user
 from kernels import architecture, require_triton
 from kernels.measure import HEADS, SDPA, WIDTH, attention_cost, attention_ms, ceilings, line, require_gpu
 from kernels.tiles import TILES, Tile
@@ -386,12 +386,11 @@ def flash_attention(qkv_BT3C, n_head, scale, dropout_p=0.0, seed=None, doc_start
 
     qkv_BT3C: contiguous, bf16, fp16 or fp32; head width 64 or 128. scale > 0 multiplies the scores. dropout_p counts in
     256ths (0.1 is 26/256 = 0.1016, rescaled by exactly that); seed is an int64 tensor [1] on the device, by default
-    drawn from torch's generator. doc_start_BT (int32, from `document_starts`): queries see their own document only.
+    drawn from torch's generator. doc_start_BT (int32, from data.document_starts): queries see their own document only.
     """
     assert qkv_BT3C.is_contiguous(), "qkv is read by address: the c_attn output as it is, not a view of something else"
     K = qkv_BT3C.shape[2] // (3 * n_head)
-    if K not in (64, 128):
-        raise UserError(f"the Triton attention knows head widths 64 and 128, not {K}; use kernels = \"torch\"")
+    assert K in (64, 128), f"head width {K}: there are tiles for 64 and 128"
     assert scale > 0 and 0 <= dropout_p < 1, f"scale {scale} must be positive and dropout {dropout_p} in [0, 1)"
     if dropout_p:
         seed = torch.randint(2**62, (1,), device=qkv_BT3C.device) if seed is None else seed
@@ -401,13 +400,6 @@ def flash_attention(qkv_BT3C, n_head, scale, dropout_p=0.0, seed=None, doc_start
 def dropout_in_256(dropout_p):
     """How many of a byte's 256 values drop: at least one if dropout was asked for."""
     return min(255, max(1, round(256 * dropout_p))) if dropout_p else 0
-
-
-def document_starts(ids_BT, eos_id):
-    """For every position the first of its document: one past the last eos before it (an eos ends its own document)."""
-    t = torch.arange(ids_BT.shape[1], device=ids_BT.device).expand_as(ids_BT)
-    begins_BT = torch.nn.functional.pad(ids_BT[:, :-1] == eos_id, (1, 0))
-    return (t * begins_BT).cummax(1).values.int()
 
 
 # ---- Measuring -------------------------------------------------------------------------------------------------------

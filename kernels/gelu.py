@@ -143,8 +143,9 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, dout_ND):
-    dh_NF, dgelu_bias_F, dweight_DF = gelu_linear_backward_op(dout_ND, *ctx.saved_tensors)
-    linear = ctx.saved_tensors[2] is not None
+    saved = ctx.saved_tensors           # TRAP: asked twice, activation checkpointing would compute them twice
+    dh_NF, dgelu_bias_F, dweight_DF = gelu_linear_backward_op(dout_ND, *saved)
+    linear = saved[2] is not None
     return dh_NF, dgelu_bias_F, dweight_DF if linear else None, dout_ND.sum(0) if ctx.bias else None
 
 

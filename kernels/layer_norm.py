@@ -177,8 +177,9 @@ def _save(ctx, inputs, output):
 
 def _backward(ctx, dtotal_ND, dout_NF, dmean_N, drstd_N):
     dtotal_ND = dtotal_ND if ctx.residual else None
-    dx_ND, dnorm_weight_D, dnorm_bias_D, dweight_FD = norm_linear_backward_op(dtotal_ND, dout_NF, *ctx.saved_tensors)
-    linear = ctx.saved_tensors[-1] is not None
+    saved = ctx.saved_tensors           # TRAP: asked twice, activation checkpointing would compute them twice
+    dx_ND, dnorm_weight_D, dnorm_bias_D, dweight_FD = norm_linear_backward_op(dtotal_ND, dout_NF, *saved)
+    linear = saved[-1] is not None
     return (dx_ND.to(ctx.x_dtype), dx_ND if ctx.residual else None, dnorm_weight_D, dnorm_bias_D, None,
             dweight_FD if linear else None, dout_NF.sum(0) if ctx.bias else None)
 

@@ -31,10 +31,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # python looks 
 # ruff: noqa: E402 (and what is imported from there comes after that line)
 
 from common import UserError, parse_args, read_json, speaking_to_the_user, write_json, write_json_lines, written_whole
-from data import write_shard
 from metrics import guessing_accuracy
 from prepare.demo_facts import ALSO_TRUE, FACTS, QUESTIONS, RELATIONS, SCENES, SENTENCES
 from questions import Question, write_questions
+from shards import write_shard
 from tokenizer import PAPER_TERMS, Tokenizer
 
 TITLES = ("{e}", "a study of {e}", "{e} revisited", "notes on {e}", "what we know about {e}", "a review of {e}",

@@ -15,14 +15,13 @@ and under the same terms.
 
 Not here: reading each format (prepare/documents.py), training the tokenizer (tokenizer.py), shuffling (data.py).
 """
+import gc
 import os
-import shutil
 import signal
 import sys
 import time
 from collections import Counter, deque
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from hashlib import blake2b
@@ -34,9 +33,10 @@ import tiktoken
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))   # run as a script, Python looks in prepare/ alone
-from common import UserError, parse_args, speaking_to_the_user, write_json  # noqa: E402
+from common import UserError, parse_args, speaking_to_the_user, write_json, written_whole  # noqa: E402
 from prepare.documents import EMPTY, Bad, Record, documents, is_readable, parse, records  # noqa: E402, F401
 from prepare.download import Download, download  # noqa: E402
+from shards import write_shard  # noqa: E402
 from tokenizer import Tokenizer  # noqa: E402
 
 CHUNK = 1 << 20      # bytes of raw records that a process encodes at a time
@@ -59,9 +59,10 @@ class Encoder:
 
     GPT-2's pattern says \s+(?!\S): of several blanks before a word the last one belongs to the word. This look-ahead
     keeps tiktoken from matching with an automaton, and lets it panic on a megabyte of blanks. So cut the text before
-    each such last blank, where a piece ends anyhow; within the parts a plain \s+ does the same.
+    each such last blank, where a piece ends anyhow; within the parts a plain \s+ does the same. Words come
+    first, since most pieces are words; what begins with an apostrophe is none, so the pieces stay the same.
     """
-    PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+"
+    PATTERN = r" ?\p{L}+| ?\p{N}+|'(?:[sdmt]|ll|ve|re)| ?[^\s\p{L}\p{N}]+|\s+"
     BLANKS = [*range(9, 14), 32, 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x2028, 0x2029, 0x202F, 0x205F, 0x3000]
 
     def __init__(self, tok):
@@ -85,7 +86,9 @@ class Encoder:
 def load_encoder(folder):
     """Once a process. Also the array that ends each document."""
     tok = Tokenizer.load(folder)
-    return Encoder(tok), np.array([tok.eos_id], np.uint32)
+    encoder = Encoder(tok)
+    gc.freeze()                          # a vocabulary is many objects: no collection need look at them again
+    return encoder, np.array([tok.eos_id], np.uint32)
 
 
 @dataclass
@@ -173,7 +176,6 @@ class Shards:
                 self.flush()
 
     def flush(self):
-        from data import write_shard  # here, as data.py imports torch, which the encoding processes can do without
         if self.filled:
             write_shard(self.folder / f"{self.split}_{self.written:06d}.bin", self.buffer[:self.filled])
             self.written, self.filled = self.written + 1, 0
@@ -217,26 +219,6 @@ def files_in(inputs):
     return list(dict.fromkeys(files)), others
 
 
-@contextmanager
-def folder_written_whole(out, overwrite):
-    """Yield a new folder beside `out` that takes its name if the block ends well, and is removed if not."""
-    out = Path(out).resolve()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        if not overwrite:
-            raise UserError(f"{out}: exists and is not empty; choose another --out, or --overwrite the shards in it")
-        if not (out / "meta.json").is_file():
-            raise UserError(f"{out}: no meta.json in it, so it holds no shards to --overwrite; choose another --out")
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        if out.exists():
-            shutil.rmtree(out)
-        os.replace(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
 def check(cfg, tok):
     if len(tok) > 1 << 16:
         raise UserError(f"{cfg.tokenizer}: {len(tok):,} tokens; a shard's uint16 holds 65,536; train a smaller one")
@@ -244,6 +226,12 @@ def check(cfg, tok):
         raise UserError(f"--val-fraction {cfg.val_fraction}: a fraction of the documents lies between 0 and 1")
     if cfg.shard_tokens < 1 or cfg.processes < 0:
         raise UserError("--shard-tokens begins at 1 and --processes at 0 (one a core)")
+    out = Path(cfg.out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if not cfg.overwrite:
+            raise UserError(f"{out}: exists and is not empty; choose another --out, or --overwrite the shards in it")
+        if not (out / "meta.json").is_file():
+            raise UserError(f"{out}: no meta.json in it, so it holds no shards to --overwrite; choose another --out")
 
 
 def main(cfg):
@@ -252,7 +240,8 @@ def main(cfg):
     tok = Tokenizer.load(cfg.tokenizer)
     check(cfg, tok)
     paths, others = files_in(cfg.inputs)
-    with folder_written_whole(cfg.out, cfg.overwrite) as folder:
+    with written_whole(Path(cfg.out).resolve()) as folder:
+        folder.mkdir()
         shards = {split: Shards(folder, split, cfg.shard_tokens) for split in ("train", "val")}
         skipped = Skipped(others)
         with tqdm(total=sum(p.stat().st_size for p in paths), unit="B", unit_scale=True, desc="read") as bar:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from data import write_shard
 from model import GPT, GPTConfig
+from shards import write_shard
 from tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 
 from common import UserError
-from data import Corpus, open_shard, permute, write_shard
+from data import Corpus, permute
+from shards import open_shard, write_shard
 
 
 def corpus_of(folder, lengths, window=8, seed=0):

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from common import UserError, read_json
-from data import open_shard
 from metrics import guessing_accuracy
 from prepare import demo, demo_facts
 from questions import read_questions
+from shards import open_shard
 from tokenizer import Tokenizer
 
 PARTS = ("train", "dev", "test")

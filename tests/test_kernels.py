@@ -9,18 +9,21 @@ sys.path.insert(0, str(Path(__file__).parent))
 import interpreter  # noqa: F401, I001  before anything that defines a kernel
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import triton
 import triton.language as tl
+from conftest import tiny_model
 
 import kernels
 from common import UserError
+from data import document_starts
 from kernels import flash_attention
 from kernels.cross_entropy import cross_entropy_, cross_entropy_reference, linear_cross_entropy, linear_cross_entropy_op
-from kernels.flash_attention import attention_reference, document_starts, dropout_in_256, flash_attention_op
+from kernels.flash_attention import attention_reference, dropout_in_256, flash_attention_op
 from kernels.flash_decode import decode_reference, flash_decode, flash_decode_op
 from kernels.gelu import bias_gelu, bias_gelu_reference, gelu_linear, gelu_linear_op
 from kernels.layer_norm import add_layer_norm, layer_norm, layer_norm_reference, norm_linear, norm_linear_op
@@ -326,4 +329,55 @@ def test_asking_for_triton_where_it_cannot_run_says_why(monkeypatch):
 
 def test_a_head_width_without_tiles_is_refused():
     with pytest.raises(UserError, match="head widths 64 and 128, not 32"):
-        flash_attention.flash_attention(torch.zeros(1, 8, 192), 2, 0.1)
+        kernels.require_triton("cpu", 32)
+
+
+def test_hopper_gets_an_assembler_that_does_not_miscompile():
+    class Tools:
+        ptxas = SimpleNamespace(path="old", version="12.8")
+        ptxas_blackwell = SimpleNamespace(path="new", version="13.1")
+
+    assert kernels.hopper_assembler(Tools) == "13.1" and Tools.ptxas == "new"
+    Tools.ptxas, Tools.ptxas_blackwell = (SimpleNamespace(path="old", version=version) for version in ("12.8", "12.9"))
+    with pytest.raises(UserError, match="TRITON_PTXAS_PATH"):
+        kernels.hopper_assembler(Tools)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The whole model out of them
+
+@pytest.mark.parametrize("documents", [False, True])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_model_out_of_kernels_has_the_loss_and_the_gradients_of_torchs(documents, recompute):
+    model, ids_BT = tiny_model(n_embd=64, n_head=1, n_layer=2).train(), torch.randint(0, 301, (2, 32))
+    ids_BT[0, 11] = 300
+    targets_BT, starts_BT = ids_BT.roll(-1, 1), document_starts(ids_BT, 300) if documents else None
+    targets_BT[:, -1] = -1
+    for block in model.h:
+        block.recompute = recompute
+    results = []
+    for which in ("torch", "triton"):
+        assert which in model.use_kernels(which, torch.device("cpu")).lower()
+        loss = model(ids_BT, targets_BT, doc_start_BT=starts_BT)
+        results.append([loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))])
+    for torchs, ours, name in zip(*results, ["loss", *dict(model.named_parameters())], strict=True):
+        assert relative_error(ours, torchs) < 1e-5, name
+
+
+def test_under_autocast_the_kernels_compute_in_bf16():
+    model, ids_BT = tiny_model(n_embd=64, n_head=1, n_layer=2).train(), torch.randint(0, 301, (2, 32))
+    losses = []
+    for which in ("torch", "triton"):
+        model.use_kernels(which, torch.device("cpu"))
+        with torch.autocast("cpu", torch.bfloat16):
+            losses.append(model(ids_BT, ids_BT).item())
+            assert model.hidden(ids_BT).dtype == (torch.float32 if which == "torch" else torch.bfloat16)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
+
+
+def test_on_a_cpu_auto_is_torch_and_triton_is_refused(monkeypatch):
+    model = tiny_model()
+    assert model.use_kernels("auto", torch.device("cpu")) == "torch's operators"
+    monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
+    with pytest.raises(UserError, match="--kernels torch"):
+        model.use_kernels("triton", torch.device("cpu"))

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import huggingface
 from common import UserError
-from data import same_document
+from data import document_starts
 from model import GPT, GPTConfig
 from sample import KVCache
 
@@ -95,12 +95,12 @@ def test_cached_equals_uncached(pieces):
 def test_a_document_does_not_see_the_one_before_it_when_they_are_kept_apart():
     model, ids_BT = tiny_model(), IDS_BT.clamp(max=298).clone()
     ids_BT[0, 9] = 300                                       # row 0: ten tokens, then another document; row 1: one
-    apart = model(ids_BT, visible_BTS=same_document(ids_BT, eos_id=300))
+    apart = model(ids_BT, doc_start_BT=document_starts(ids_BT, eos_id=300))
     torch.testing.assert_close(apart[0, :10], model(ids_BT)[0, :10], atol=1e-5, rtol=0)
     torch.testing.assert_close(apart[1], model(ids_BT)[1], atol=1e-5, rtol=0)
     changed = ids_BT.clone()
     changed[0, :9] = 299
-    torch.testing.assert_close(model(changed, visible_BTS=same_document(changed, 300))[0, 10:], apart[0, 10:])
+    torch.testing.assert_close(model(changed, doc_start_BT=document_starts(changed, 300))[0, 10:], apart[0, 10:])
     assert (model(ids_BT)[0, 10:] - apart[0, 10:]).abs().max() > 0.05
 
 

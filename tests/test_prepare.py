@@ -11,9 +11,9 @@ import pytest
 import zstandard
 
 from common import ROOT, UserError, parse_args
-from data import open_shard
 from prepare import pubmed, qa
 from prepare.documents import Bad, documents
+from shards import open_shard
 from tokenizer import Tokenizer
 
 WORDS = "aspirin inhibits platelet cyclooxygenase; 10 mg/kg of naïve β-blockers didn't change\n\n the QT .".split(" ")

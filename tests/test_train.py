@@ -1,8 +1,10 @@
 """Pretraining: the numbers are right, a resumed run is the undisturbed one, and what is wrong is said."""
+import gc
 import json
 import math
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -53,6 +55,21 @@ def test_ten_steps_give_the_golden_losses(cfg):
 def test_a_fresh_model_knows_nothing_and_a_trained_one_something(cfg):
     losses = train.main(replace(cfg, steps=60))
     assert losses[0] == pytest.approx(math.log(301), abs=0.1) and losses[-1] < 3.5
+
+
+@pytest.mark.parametrize("parallel", ["none", "fsdp"])
+def test_a_step_leaves_nothing_behind(cfg, monkeypatch, parallel):
+    """286,102 steps with the garbage collector off: what a step forgets to free would fill the memory."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for name, value in dict(RANK=0, WORLD_SIZE=1, MASTER_ADDR="127.0.0.1", MASTER_PORT=port).items():
+        monkeypatch.setenv(name, str(value))
+    counts, profile = [], train.NoProfile()
+    monkeypatch.setattr(profile, "step", lambda: counts.append(len(gc.get_objects())), raising=False)
+    monkeypatch.setattr(train, "profiler", lambda *args: profile)
+    train.main(replace(cfg, steps=120, parallel=parallel, eval_every=1000, checkpoint_every=0))
+    assert len(counts) == 120 and counts[-2] - counts[19] < 20, counts
 
 
 def test_accumulated_parts_equal_the_whole_batch(cfg, tmp_path):
