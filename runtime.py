@@ -46,6 +46,22 @@ def peak_flops(device, dtype):
     return 2 * 1024**3 / min(seconds), "what a 1024 x 1024 product reaches here"
 
 
+def read_bandwidth(device):
+    """Bytes a second that memory gives: a sum of 256 MB on a CPU; a copy of 1 GB, read and written, on a GPU."""
+    a = torch.ones(2**26 if device.type == "cpu" else 2**28, device=device)
+    b = torch.empty_like(a) if device.type == "cuda" else None
+    seconds = []
+    for _ in range(6):
+        start = time.perf_counter()
+        if b is None:
+            a.sum()
+        else:
+            b.copy_(a)
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return a.nbytes * (1 if b is None else 2) / min(seconds)
+
+
 @contextmanager
 def stop_on_signals():
     """Yield a list that Ctrl-C, SIGTERM (a job that is moved) or SIGUSR1 (a job whose time is up) fills; the loop looks

@@ -1,4 +1,6 @@
 """Sampling is exact, reproducible, and says what is wrong."""
+import io
+import itertools
 import json
 
 import pytest
@@ -6,8 +8,10 @@ import torch
 import transformers
 from conftest import run_script, tiny_model
 
-from common import UserError
-from sample import Sample, choose, generate, main
+import sample
+from common import UserError, speaking_to_the_user
+from model import GPT
+from sample import Sample, choose, generate, log_probabilities, main, penalize, stream
 from tokenizer import Tokenizer
 
 
@@ -26,12 +30,24 @@ def draw(logits_V, n=20_000, temperature=1.0, top_k=0, top_p=1.0):
     return torch.bincount(choose(rows, temperature, top_k, top_p, [generator] * n), minlength=len(logits_V)) / n
 
 
-def test_greedy_tokens_equal_transformers(folder):
-    ids = Tokenizer.load(folder).encode("Aspirin inhibits").tolist()
+@pytest.mark.parametrize("batch", [1, 8])
+def test_greedy_tokens_equal_transformers(folder, batch):
+    """With the layer scale on, its eager attention as the reference; 64 tokens for each of `batch` prompts."""
     hf = transformers.GPT2LMHeadModel.from_pretrained(folder, attn_implementation="eager").eval()
-    theirs = hf.generate(torch.tensor([ids]), max_new_tokens=64, do_sample=False, eos_token_id=None, pad_token_id=300)
-    ours = generate(tiny_model(n_positions=96), ids, 64, temperature=0)
-    assert ours == theirs[:, len(ids):].tolist() and len(ours[0]) == 64
+    prompts = torch.randint(300, (batch, 9), generator=torch.Generator().manual_seed(3))
+    theirs = hf.generate(prompts, max_new_tokens=64, do_sample=False, eos_token_id=None, pad_token_id=300)
+    ours = [[] for _ in range(batch)]
+    for column in stream(tiny_model(n_positions=96), prompts.tolist(), 64, temperature=0):
+        for row, token in column:
+            ours[row].append(token)
+    assert ours == theirs[:, 9:].tolist() and len(ours[0]) == 64
+
+
+def test_greedy_tokens_are_those_without_a_cache():
+    model, ids = tiny_model(), [1, 2, 3]
+    for _ in range(25):
+        ids.append(model(torch.tensor([ids]))[0, -1].argmax().item())
+    assert generate(model, [1, 2, 3], 25, temperature=0) == [ids[3:]]
 
 
 def test_a_sample_depends_on_its_seed_not_on_how_many_are_drawn():
@@ -40,6 +56,56 @@ def test_a_sample_depends_on_its_seed_not_on_how_many_are_drawn():
     assert len({tuple(sample) for sample in three}) == 3
     assert generate(model, [1, 2, 3], 12, num_samples=1, seed=7)[0] == three[2]
     assert generate(model, [1, 2, 3], 12, num_samples=3, seed=5) == three
+
+
+def test_samples_do_not_depend_on_the_prompts_beside_them():
+    model, prompts = tiny_model(), [[1, 2, 3], [4, 5, 6]]
+    both = [[] for _ in range(6)]
+    for column in stream(model, prompts, 12, num_samples=3, seed=5):
+        for row, token in column:
+            both[row].append(token)
+    assert both == generate(model, prompts[0], 12, num_samples=3, seed=5) + generate(model, prompts[1], 12,
+                                                                                   num_samples=3, seed=5)
+
+
+def test_a_finished_row_is_silent_and_the_others_go_on():
+    running, seen = [True, True], []
+    for column in stream(tiny_model(), [[1, 2, 3]], 6, num_samples=2, running=running):
+        seen.append([row for row, _ in column])
+        running[0] = len(seen) < 3
+    assert seen == [[0, 1]] * 3 + [[1]] * 3
+
+
+def test_seeds_beyond_what_the_generator_reads_are_refused(folder):
+    """Torch's CPU generator gives the same numbers for seed 1 and seed 2^32 + 1."""
+    one, far = (torch.rand(4, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2**32 + 1))
+    assert torch.equal(one, far)
+    with pytest.raises(UserError, match="--seed is 4294967295; it must be between"):
+        main(Sample(model=str(folder), prompt="x", seed=2**32 - 1, num_samples=2))
+
+
+def test_the_repetition_penalty_is_transformers():
+    generator = torch.Generator().manual_seed(0)
+    logits_BV, ids_BT = torch.randn(2, 301, generator=generator), torch.randint(301, (2, 30), generator=generator)
+    seen_BV = torch.zeros(2, 301, dtype=torch.bool).scatter_(1, ids_BT, True)
+    theirs = transformers.RepetitionPenaltyLogitsProcessor(1.3)(ids_BT, logits_BV)
+    torch.testing.assert_close(penalize(logits_BV, seen_BV, 1.3), theirs)
+
+
+def test_a_strong_repetition_penalty_repeats_nothing():
+    ids = generate(tiny_model(), [1, 2, 3], 25, temperature=0, repetition_penalty=1e9)[0]
+    assert len({1, 2, 3, *ids}) == 28
+
+
+def test_log_probabilities_are_transformers(folder):
+    ids = [300, *Tokenizer.load(folder).encode("Insulin lowers blood glucose.").tolist()]
+    hf = transformers.GPT2LMHeadModel.from_pretrained(folder, attn_implementation="eager").eval()
+    loss = hf(torch.tensor([ids]), labels=torch.tensor([ids])).loss
+    torch.testing.assert_close(-log_probabilities(tiny_model(n_positions=96), ids).mean(), loss, atol=1e-5, rtol=0)
+
+
+def test_a_very_low_temperature_is_greedy():
+    assert draw([2.0, 1.0, 3.0], n=50, temperature=1e-40)[2] == 1
 
 
 def test_temperature_1_draws_from_the_models_distribution():
@@ -80,16 +146,116 @@ def test_json_is_one_line_with_the_samples_and_the_speed(folder):
     assert finished.stdout.count("\n") == 1 and len(result["samples"]) == 2 and result["tokens_per_second"] > 0
 
 
-def test_half_the_memory_gives_nearly_the_same_text(folder):
-    result = main(Sample(model=str(folder), prompt="Insulin", max_new_tokens=5, dtype="bfloat16"))
-    assert len(result["samples"]) == 1
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_every_precision_continues(folder, dtype):
+    assert len(main(Sample(model=str(folder), prompt="Insulin", max_new_tokens=5, dtype=dtype))["samples"]) == 1
+
+
+def test_the_text_appears_while_it_is_made_and_is_the_text_that_is_returned(folder, capsys):
+    result = main(Sample(model=str(folder), prompt="Insulin", max_new_tokens=30, num_samples=2))
+    printed = capsys.readouterr()
+    assert printed.out == "".join(f"Insulin{text}\n\n" for text in result["samples"])[:-1]
+    assert printed.err.count("research only") == 1 and "tokens/s" in printed.err
+
+
+def test_a_stop_string_ends_each_sample_where_it_is_its_own(folder):
+    settings = dict(model=str(folder), prompt="Insulin", max_new_tokens=60, num_samples=4)
+    whole = main(Sample(**settings))["samples"]
+    stop = whole[0][8:11]
+    assert main(Sample(**settings, stop=(stop,)))["samples"] == [text.split(stop)[0] for text in whole]
+
+
+def test_where_the_positions_end_it_says_so(folder, capsys):
+    result = main(Sample(model=str(folder), prompt="Insulin", max_new_tokens=500, temperature=0))
+    assert "where the model's 96 positions end" in capsys.readouterr().err
+    assert result["tokens"] == 96 - len(Tokenizer.load(folder).encode("Insulin"))
+
+
+def test_a_file_of_prompts_gives_a_json_line_each_in_its_order(folder, tmp_path, capsys):
+    prompts = ["Insulin", "The ECG was", "Aspirin", "Vitamin C", "Insulin"]
+    (tmp_path / "prompts.txt").write_text("\n".join(prompts))
+    settings = dict(model=str(folder), max_new_tokens=12, num_samples=2, dtype="float32")
+    results = main(Sample(file=str(tmp_path / "prompts.txt"), **settings))
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert lines == results and [line["prompt"] for line in lines] == prompts
+    for line in lines:
+        assert line["samples"] == main(Sample(prompt=line["prompt"], **settings))["samples"]
+
+
+def test_prompts_come_from_stdin(folder, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO("Insulin\nAspirin\n"))
+    assert len(main(Sample(model=str(folder), file="-", max_new_tokens=3))) == 2
+
+
+def test_a_score_names_every_token(folder, capsys):
+    result = main(Sample(model=str(folder), prompt="Insulin lowers blood glucose.", score=True))
+    assert "".join(token for token, _ in result["log_probabilities"]) == "Insulin lowers blood glucose."
+    assert result["log_probability"] == pytest.approx(sum(value for _, value in result["log_probabilities"]))
+    assert f"{result['log_probability']:9.4f}  nats in {result['tokens']} tokens" in capsys.readouterr().out
+
+
+def test_a_conversation_goes_on_after_a_mistake_and_an_interruption(folder, monkeypatch, capsys):
+    typed, real = iter(["", "Insulin", "Aspirin"]), sample.stream
+
+    def ask(prompt):
+        try:
+            return next(typed)
+        except StopIteration:
+            raise EOFError from None
+
+    def interrupted(model, prompts, *args):
+        yield from itertools.islice(real(model, prompts, *args), 3)
+        if len(prompts[0]) == len(Tokenizer.load(folder).encode("Insulin")):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("builtins.input", ask)
+    monkeypatch.setattr(sample, "stream", interrupted)
+    assert main(Sample(model=str(folder), interactive=True, max_new_tokens=5)) is None
+    printed = capsys.readouterr()
+    assert "error: the prompt is empty" in printed.err and printed.err.count("(interrupted)") == 1
+    assert "Insulin" in printed.out and "Aspirin" in printed.out
+
+
+def test_ctrl_c_in_the_middle_is_one_line(folder, monkeypatch, capsys):
+    monkeypatch.setattr(sample, "stream", interrupt_after_two)
+    with pytest.raises(SystemExit, match="130"), speaking_to_the_user():
+        main(Sample(model=str(folder), prompt="Insulin"))
+    printed = capsys.readouterr()
+    assert printed.err.splitlines()[-1] == "interrupted; the text above is not finished"
+    assert printed.out.startswith("Insulin") and printed.out.endswith("\n")
+
+
+def interrupt_after_two(*args):
+    yield [(0, 65)]
+    yield [(0, 66)]
+    raise KeyboardInterrupt
+
+
+def test_weights_that_are_no_numbers_are_noticed(folder):
+    model = GPT.from_pretrained(folder)
+    model.h[1].mlp.c_fc.weight.data[0, 0] = torch.nan
+    with pytest.raises(UserError, match="its weights are damaged"):
+        generate(model, [1, 2, 3], 5)
+
+
+def test_the_share_of_bandwidth_is_bytes_over_what_memory_gives(monkeypatch):
+    """9 tokens after a prompt of 4, in 2 rows: 8 steps in 2 seconds, of 1000 bytes of weights and the cache each."""
+    monkeypatch.setattr(sample, "MUCH", 0)
+    monkeypatch.setattr(sample, "read_bandwidth", lambda device: 1e6)
+    model = tiny_model()
+    cache_bytes = sum(2 * 3 * 48 * 4 * 2 * length for length in range(4, 12))
+    times = [0.0, 1.0, *(1 + 0.25 * n for n in range(1, 9))]
+    assert sample.share_of_bandwidth(model, 1000, 4, 2, times) == pytest.approx((8 * 1000 + cache_bytes) / 2 / 1e6)
 
 
 @pytest.mark.parametrize("changes, words", [
     (dict(prompt=""), "the prompt is empty"), (dict(temperature=-1), "--temperature is -1"),
     (dict(top_p=0.0), "--top-p is 0.0"), (dict(top_k=-3), "--top-k is -3"),
     (dict(model="nowhere/at/all"), "no such folder"), (dict(max_new_tokens=0), "--max-new-tokens is 0"),
-    (dict(num_samples=0), "--num-samples is 0"), (dict(prompt="word " * 200), "positions; shorten it")])
+    (dict(num_samples=0), "--num-samples is 0"),
+    (dict(repetition_penalty=0.0), "--repetition-penalty is 0.0"), (dict(stop=("",)), "a stop string is empty"),
+    (dict(stop=("<|im_end|>",)), "unknown stop string"), (dict(interactive=True), "give one of --prompt"),
+    (dict(prompt=None), "give one of --prompt"), (dict(prompt=None, file="nowhere.txt"), "nowhere.txt: no text file"), (dict(prompt="word " * 200), "positions; shorten it")])
 def test_bad_input_is_named(folder, changes, words):
     with pytest.raises(UserError, match=words):
         main(Sample(**dict(model=str(folder), prompt="Insulin") | changes))

@@ -1,0 +1,176 @@
+"""A token as fast as memory gives the weights.
+
+Teaches why generating is slow: every new token reads every weight once and uses it for two operations, so the time of a
+token is (bytes of the weights) / (bandwidth of the memory), if the matrix product can keep up. Whether it can depends
+on how the weights lie in memory and what instructions the processor has; LAYOUTS is the table of the ways to lie.
+Not here: training (these layers have no gradient), reading folders (model.py, which is packed after it is loaded:
+packed weights cannot be saved).
+
+    layout = choose_layout("bfloat16", device)
+    lay_out(model, layout)                          # replaces every nn.Linear, and adds model.lm_head
+
+    layout    weights     inputs  where, and its price
+    plain     any         same    F.linear. GPUs; on a CPU whatever oneDNN makes of it
+    blocks    fp32, bf16  fp32    any CPU. One row is a matrix-vector product, as fast as memory gives fp32, or as the
+                                  processor converts bf16: where it has no bf16 instructions no faster than fp32, but
+                                  half the memory. More rows convert a block of weights at a time and multiply in fp32
+    onednn    bf16        bf16    CPUs with bf16 instructions: packed as oneDNN wants it, twice F.linear's speed
+    int8      int8        fp32    x86 CPUs: weights and inputs rounded to 8 bits, each row with its own scale
+    int8_any  int8        any     the same weights anywhere, widened before the product: saves memory, not time
+
+TRAP: without bf16 instructions (AVX-512 BF16, AMX) a bf16 product of more than a row falls back to a loop of scalars in
+torch, 40 to 100 times slower than fp32. `blocks` never calls it. Errors of one product, Gaussian weights: bf16 0.3 %,
+int8 1.2 to 2 % (fp32 inputs). What they cost a real model's answers has not been measured here.
+"""
+import functools
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+BLOCK = 2**19               # weights converted at a time: 2 MB in fp32, which stay in the cache for the product
+
+# ---- How each layout packs W_OI (and the bias) and multiplies x_BI with it. O and I: outputs, inputs ----
+
+
+def pack_plain(W_OI, bias_O):
+    return W_OI, bias_O
+
+
+def plain(x_BI, W_OI, bias_O):
+    return F.linear(x_BI, W_OI, bias_O)
+
+
+def pack_blocks(W_OI, bias_O):
+    return W_OI, None if bias_O is None else bias_O.float()
+
+
+def blocks(x_BI, W_OI, bias_O):
+    if len(x_BI) == 1:                             # torch's bf16 GEMV shifts bits to convert; mv reaches it everywhere
+        y_BO = torch.mv(W_OI, x_BI[0].to(W_OI.dtype)).float()[None]
+    else:
+        y_BO = torch.cat([x_BI @ W_PI.float().t() for W_PI in W_OI.split(max(1, BLOCK // W_OI.shape[1]))], -1)
+    return y_BO if bias_O is None else y_BO.add_(bias_O)
+
+
+def pack_onednn(W_OI, bias_O):
+    return torch.ops.mkldnn._reorder_linear_weight(W_OI, 1), bias_O
+
+
+def onednn(x_BI, packed, bias_O):
+    return torch.ops.mkldnn._linear_pointwise(x_BI, packed, bias_O, "none", [], "")
+
+
+def quantize(W_OI):
+    """(int8 weights, scale of each output): the largest weight of a row becomes 127."""
+    scale_O = W_OI.float().abs().amax(1).clamp(min=1e-12) / 127
+    return (W_OI.float() / scale_O[:, None]).round_().to(torch.int8), scale_O
+
+
+def pack_int8(W_OI, bias_O):
+    int8_OI, scale_O = quantize(W_OI)
+    with warnings.catch_warnings():                # torch means to replace its quantized tensors; see `operators`
+        warnings.simplefilter("ignore", UserWarning)
+        zero_O = torch.zeros(len(int8_OI), dtype=torch.int64)
+        quantized_OI = torch._make_per_channel_quantized_tensor(int8_OI, scale_O, zero_O, 0)
+    return (torch.ops.quantized.linear_prepack(quantized_OI, None if bias_O is None else bias_O.float()),)
+
+
+def int8(x_BI, packed):
+    """TRAP: AVX2 multiplies 8-bit inputs and weights and adds two products into 16 bits, where 255 * 127 * 2 overflows
+    and is cut off. With 7 bits for the inputs (reduce_range) it cannot. VNNI adds into 32 bits and needs no such care.
+    """
+    return torch.ops.quantized.linear_dynamic(x_BI, packed, not has("avx512_vnni", "avx_vnni", "amx_int8"))
+
+
+def pack_int8_any(W_OI, bias_O):
+    return *quantize(W_OI), bias_O
+
+
+def int8_any(x_BI, int8_OI, scale_O, bias_O):
+    y_BO = F.linear(x_BI, int8_OI.to(x_BI.dtype)) * scale_O.to(x_BI.dtype)
+    return y_BO if bias_O is None else y_BO + bias_O.to(x_BI.dtype)
+
+
+@dataclass(frozen=True)
+class Layout:
+    pack: Callable                                  # (W_OI, bias_O or None) -> what multiply takes after x_BI
+    multiply: Callable                              # (x_BI, *packed) -> y_BO
+    inputs: torch.dtype | None                      # of x_BI and all that is no matrix; None: as the model has it
+    operators: tuple[str, ...] = ()                 # private ones of torch, which a release may drop
+
+
+LAYOUTS = {
+    "plain": Layout(pack_plain, plain, None),
+    "blocks": Layout(pack_blocks, blocks, torch.float32),
+    "onednn": Layout(pack_onednn, onednn, torch.bfloat16,
+                     ("mkldnn._reorder_linear_weight", "mkldnn._linear_pointwise")),
+    "int8": Layout(pack_int8, int8, torch.float32, ("quantized.linear_prepack", "quantized.linear_dynamic")),
+    "int8_any": Layout(pack_int8_any, int8_any, None),
+}
+
+
+@functools.cache
+def has(*instructions):
+    """Whether this CPU has one of them."""
+    found = torch.cpu.get_capabilities()
+    return any(found.get(name) for name in instructions)
+
+
+def available(layout):
+    """Whether this torch still has the private operators that a layout calls."""
+    pairs = [operator.split(".") for operator in LAYOUTS[layout].operators]
+    return all(hasattr(getattr(torch.ops, package), name) for package, name in pairs)
+
+
+def choose_layout(dtype, device):
+    """The fastest layout here for weights of "float32", "bfloat16" or "int8"; public operators if private ones are
+    gone."""
+    if dtype == "int8":
+        served = device.type == "cpu" and "x86" in torch.backends.quantized.supported_engines and available("int8")
+        return "int8" if served else "int8_any"
+    if device.type != "cpu":
+        return "plain"
+    if dtype == "bfloat16" and has("avx512_bf16", "amx_bf16"):
+        return "onednn" if available("onednn") else "plain"
+    return "blocks"
+
+
+# ---- A model with such layers ----
+
+
+class FastLinear(nn.Module):
+    """nn.Linear for inference, its weights in one of the LAYOUTS."""
+
+    def __init__(self, weight_OI, bias_O, layout):
+        super().__init__()
+        self.layout = LAYOUTS[layout]
+        self.packed = self.layout.pack(weight_OI, bias_O)
+
+    def forward(self, x):
+        y_BO = self.layout.multiply(x.reshape(-1, x.shape[-1]), *self.packed)
+        return y_BO.view(*x.shape[:-1], -1)
+
+
+@torch.no_grad()
+def lay_out(model, layout):
+    """Put the weights of a loaded model.GPT into a layout, one matrix after the other; what they were is freed.
+
+    Adds model.lm_head, the embedding used as the head. `plain` and `blocks` share its memory; the others hold it twice
+    (BioMedLM: 74 MB in int8, 148 MB in bf16), since looking up a row wants it as it was. Returns the bytes of weights
+    that a token has to read.
+    """
+    weights, itemsize = model.wte.weight.numel(), model.wte.weight.itemsize
+    for block in model.h:
+        for part, name in ((block.attn, "c_attn"), (block.attn, "c_proj"), (block.mlp, "c_fc"), (block.mlp, "c_proj")):
+            linear = getattr(part, name)
+            weights += linear.weight.numel()
+            setattr(part, name, FastLinear(linear.weight.detach(), linear.bias.detach(), layout))
+    model.lm_head = FastLinear(model.wte.weight.detach(), None, layout)
+    for name, p in model.named_parameters():       # what is left: the embeddings and the LayerNorms
+        if name != "wte.weight":                   # bf16 rows of the embedding + fp32 positions make fp32 inputs
+            p.data = p.data.to(LAYOUTS[layout].inputs or p.dtype)
+    return weights * (1 if layout.startswith("int8") else itemsize)
