@@ -34,14 +34,15 @@ from tqdm import tqdm
 
 from checkpoint import Checkpoints
 from common import UserError, git_commit, parse_args, speaking_to_the_user, write_json, write_json_lines
-from heads import NEW_TOKENS, Classifier, Likelihood, Reader, labels_of
+from heads import NEW_TOKENS, Classifier, Reader, computing, labels_of, parts, predict
 from metrics import accuracy
-from parallel import World, average_gradients, device_mesh, join_world, shard_model
+from parallel import average_gradients, device_mesh, join_world, shard_model
 from questions import read_questions
 from report import assess, predictions_of, read_predictions, summary
-from runtime import autocast, matrix_dtype, pick_device, stop_on_signals
+from runtime import matrix_dtype, stop_on_signals
 from sample import load
 from trainable import check_weights, choose_weights, make_optimizer, trained
+from zero_shot import ZeroShot, zero_shot
 
 
 @dataclass(frozen=True)
@@ -73,17 +74,6 @@ class FinetuneQA:
     restart: bool = False                    # discard what an interrupted run left in OUT
     compare: str = ""                        # another model's predictions.jsonl on the same test: a paired test
     plan: bool = False                       # print the memory that each way of training takes, and run nothing
-
-
-@dataclass(frozen=True)
-class ZeroShot:
-    """Answer by likelihood, without training."""
-    model: str = "stanford-crfm/BioMedLM"
-    test: str = "data/qa/medqa_test.jsonl"
-    out: str = "out/zeroshot"
-    batch_size: int = 16
-    max_length: int = 1024
-    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
 
 
 @dataclass(frozen=True)
@@ -219,15 +209,6 @@ def finetune(cfg, world, seed, train, dev, test):
     return state["best"], state["log"], cut
 
 
-def parts(batch, world, size):
-    """This process's questions of a batch, `size` at a time: (indices, weight, is it the last?). All processes get the
-    same number of parts, since fsdp needs all in every pass; one that has run out reads a question with weight 0."""
-    mine, n = batch[world.rank::world.size], -(-len(batch) // world.size)
-    for start in range(0, n, size):
-        part = mine[start:start + size]
-        yield (part, 1.0, start + size >= n) if len(part) else (batch[:1], 0.0, start + size >= n)
-
-
 def select(model, trees, dev, state, cfg, world):
     """Note the accuracy on dev; where it is the best so far, what the model now says of the test is what counts."""
     predicted = [int(np.argmax(s)) for s in predict(model, trees["dev"], cfg, world)]
@@ -257,28 +238,6 @@ def build(cfg, world, seed, files):
             print(f"{name}: {reader.cut:,} of {len(questions):,} questions are longer than {reader.max_length} tokens "
                   "and were cut")
     return model, trees, cut
-
-
-@torch.no_grad()
-def predict(model, trees, cfg, world):
-    """The scores of every question's options, as lists, on every process; like lengths are read together."""
-    model.eval()
-    order = sorted(range(len(trees)), key=lambda i: len(trees[i]))
-    width = max(len(tree.classes or tree.branches) for tree in trees)
-    scores_QO = torch.zeros(len(trees), width, device=world.device)
-    for i in range(0, len(trees), cfg.batch_size):
-        for part, weight, _ in parts(np.array(order[i:i + cfg.batch_size]), world, cfg.batch_size):
-            with computing(world, cfg):
-                of_part = model([trees[j] for j in part])
-            if weight:
-                scores_QO[torch.tensor(part), :of_part.shape[1]] = of_part
-    return [s[:len(tree.classes or tree.branches)] for s, tree in
-            zip(world.sum(scores_QO).tolist(), trees, strict=True)]
-
-
-def computing(world, cfg):
-    """Matrix products in cfg.dtype; fsdp casts by itself."""
-    return autocast(world.device, "float32" if getattr(cfg, "parallel", "none") == "fsdp" else cfg.dtype)
 
 
 def learning_rate(step, steps, cfg):
@@ -315,27 +274,6 @@ def resume(cfg, world, checkpoints, model, optimizer, state):
         state.update(log=saved["log"], best=saved["best"])
 
     return checkpoints.load(model, optimizer, accept)
-
-
-def zero_shot(cfg):
-    """The accuracy of the likeliest option, by its log-probability as it is and divided by its bytes (by which long
-    options are not at a disadvantage, whatever the tokenizer)."""
-    world = World(0, 1, pick_device())
-    cfg, test = replace(cfg, dtype=matrix_dtype(cfg.dtype, world.device)), read_questions(cfg.test)
-    gpt, tok = load(cfg.model, torch.float32, world.device)
-    first_new = gpt.add_tokens(1)
-    reader = Reader("likelihood", tok, first_new, min(cfg.max_length, gpt.cfg.n_positions))
-    raw = predict(Likelihood(gpt, first_new), [reader(q) for q in test], cfg, world)
-    per_byte = [[s / len(f" {option.strip()}".encode()) for s, option in zip(scores, q.options, strict=True)]
-                for scores, q in zip(raw, test, strict=True)]
-    report = {"truncated": {"test": reader.cut}, "settings": asdict(cfg), "commit": git_commit()}
-    for name, scores in (("raw", raw), ("per_byte", per_byte)):
-        predictions = predictions_of(0, test, scores)
-        report[name] = assess(test, predictions)
-        write_json_lines(Path(cfg.out) / f"predictions_{name}.jsonl", predictions)
-        print(f"{name}: {summary(report[name])}")
-    write_json(Path(cfg.out) / "report.json", report)
-    return report
 
 
 def evaluate(cfg):

@@ -27,9 +27,9 @@ def main():
     story("Pretrain on its text", "train.py", "demo", "--restart")
     story("Sample", "sample.py", "--model", "out/demo/model", "--prompt", "Metoprolol is", "--num-samples", "2",
           "--max-new-tokens", "48")
-    story("Fine-tune on questions about half of the entities, test on others", "finetune_qa.py", "demo")
+    story("Fine-tune on questions about half of the entities, test on others", "finetune_qa.py", "demo", "--restart")
     story("Fine-tune its twin, which never read the text", "finetune_qa.py", "demo", "--untrained",
-          "--out", "out/demo/untrained")
+          "--out", "out/demo/untrained", "--restart")
     report = collect(OUT, DATA, time.perf_counter() - started)
     write_json(OUT / "report.json", report)
     draw(OUT, report)

@@ -17,6 +17,7 @@ from packed import Tree, first_fit, pack
 from parallel import World
 from questions import Question, read_questions, write_questions
 from tokenizer import Tokenizer
+from zero_shot import ZeroShot
 
 SEP = 301
 QUESTIONS = [Tree([5, 6, SEP], [[7, SEP], [8, 9, 10, SEP], [11, SEP]]),      # three options
@@ -166,7 +167,7 @@ def test_zero_shot_adds_the_log_probabilities_of_the_options_tokens():
 
 
 def test_zero_shot_reports_raw_and_per_byte(cfg, tmp_path):
-    report = finetune_qa.main(finetune_qa.ZeroShot(cfg.model, cfg.test, str(tmp_path / "z"), max_length=64,
+    report = finetune_qa.main(ZeroShot(cfg.model, cfg.test, str(tmp_path / "z"), max_length=64,
                                                    dtype="float32"))
     raw, per_byte = ([json.loads(line) for line in open(tmp_path / "z" / f"predictions_{name}.jsonl")]
                      for name in ("raw", "per_byte"))

@@ -54,8 +54,10 @@ def test_lora_begins_as_the_model_was_and_learns_its_additions_the_new_tokens_an
         F.cross_entropy(model(TREES), ANSWERS).backward()
         make_optimizer(model, CFG).step()
     moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
-    assert {name.rsplit(".", 1)[1] for name in moved if ".h." in name} == {"a", "b"} and len(moved) == 3 * 4 * 2 + 3
-    assert moved - {name for name in moved if ".h." in name} == {"gpt.wte.new", "score.weight", "score.bias"}
+    inside = {name for name in moved if ".h." in name}
+    assert {name.rsplit(".", 1)[1] for name in inside} == {"a", "b"} and len(inside) == 3 * 4 * 2
+    # The bias adds the same to all options: its gradient is 0 but for rounding.
+    assert moved - inside - {"score.bias"} == {"gpt.wte.new", "score.weight"}
 
 
 def test_lora_is_a_product_of_low_rank_added_to_the_weight():
