@@ -20,13 +20,13 @@ import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
+from answer_report import assess, summary
 from answers import START, AnswerModel, Example, Reader, read_items, splits_of
 from beam import Stopping, beam_search
 from common import (
@@ -45,16 +45,7 @@ from parallel import device_mesh, join_world, shard_model
 from prompts import groups
 from runtime import matrix_dtype, pick_device
 from sample import WARNING, load, stream
-from text_metrics import (
-    bootstrap,
-    exact_match,
-    factoid_scores,
-    first_sentence,
-    mean,
-    ranked_answers,
-    text_scores,
-    token_f1,
-)
+from text_metrics import ranked_answers
 from trainable import check_weights, choose_weights, merged
 
 
@@ -141,7 +132,7 @@ def finetune_and_report(cfg, world):
     predictions = predict(cfg, world, splits["test"])
     if world.rank:
         return None
-    report = assess(cfg, splits["test"], predictions) | {
+    report = assess(cfg.short, splits["test"], predictions) | {
         "splits": counts, "best": state["best"], "truncated": cut, "seconds": time.perf_counter() - started,
         "settings": asdict(cfg), "commit": git_commit()}
     write_json_lines(out / "log.jsonl", state["log"])
@@ -183,11 +174,9 @@ def build(cfg, world):
     """The model with its new token, its tokenizer, and the reader of items."""
     device = torch.device("cpu") if cfg.parallel == "fsdp" else world.device       # fsdp moves block by block
     gpt, tok = load(cfg.model, getattr(torch, cfg.weights), device)
-    n_new = 0
-    if START not in tok.specials:
-        n_new = 1 + max(0, tok.add_special(START) - gpt.cfg.vocab_size)       # its row, and any missing before it
-        n_new = n_new if tok.specials[START] >= gpt.cfg.vocab_size else 0
-        gpt.add_tokens(n_new)
+    n_new = int(START not in tok.specials)
+    if n_new:                        # behind every row that the weights have, which may be more than len(tok)
+        tok.add_special(START, gpt.add_tokens(1))
     model = AnswerModel(gpt, tok.eos_id).to(device)
     choose_weights(model, cfg, n_new)
     if cfg.parallel == "fsdp":
@@ -288,65 +277,16 @@ def decode(cfg, gpt, tok, sources):
     return answers
 
 
-def assess(cfg, test, predictions):
-    """What report.json says of the answers, of the references themselves where that makes sense, and of baselines."""
-    sources = [f"{item.context} {item.prompt}".strip() for item in test]
-    systems = {"model": [record["answer"] for record in predictions],
-               "first sentence": [first_sentence(item.context or item.prompt) for item in test],
-               "the question itself": [item.prompt for item in test]}
-    nats = bootstrap([(-record["reference_log_probability"], record["reference_tokens"]) for record in predictions],
-                     [item.group for item in test])
-    report = {"n": len(test), "reference_log_perplexity": nats}
-    if cfg.short:
-        found = {name: [[(output, 0.0)] for output in outputs] for name, outputs in systems.items()}
-        found["model"] = [record["candidates"] for record in predictions]
-        return report | {name: short_scores(test, candidates) for name, candidates in found.items()}
-    references = [item.answer for item in test]
-    report |= {name: text_scores(outputs, references, sources) for name, outputs in systems.items()}
-    return report | {"the references": {name: value for name, value in text_scores(
-        references, references, sources).items() if isinstance(value, float)}}
-
-
-def short_scores(test, candidates):
-    """Exact match and F1 of each item, as SQuAD counts; strict, lenient and MRR of each group's list, as BioASQ does."""
-    best = [(ranked_answers(found) or [""])[0] for found in candidates]
-    of = [item.group for item in test]
-    scores = {"exact_match": mean([exact_match(b, i.answers or (i.answer,)) for b, i in zip(best, test, strict=True)], of),
-              "f1": mean([token_f1(b, i.answers or (i.answer,)) for b, i in zip(best, test, strict=True)], of)}
-    ranks = []
-    for _, members in groupby(sorted(range(len(test)), key=lambda i: of[i]), key=lambda i: of[i]):
-        members = list(members)
-        right = {right for i in members for right in (test[i].answers or (test[i].answer,))}
-        ranks.append(factoid_scores(ranked_answers([one for i in members for one in candidates[i]]), right))
-    return scores | {name: mean(values) for name, values in zip(("strict", "lenient", "mrr"), zip(*ranks, strict=True),
-                                                               strict=True)} | {"questions": len(ranks)}
-
-
-def summary(report):
-    """The lines to print: a system a line."""
-    lines = [f"{report['n']:,} test items; the references have a log-perplexity of "
-             f"{shown(report['reference_log_perplexity'])} nats a token"]
-    for system in ("model", "first sentence", "the question itself", "the references"):
-        if system in report:
-            lines.append(f"{system:20} " + "  ".join(f"{name} {shown(value)}" for name, value in report[system].items()))
-    return "\n".join(lines)
-
-
-def shown(value):
-    if not isinstance(value, dict):
-        return f"{value:.3g}"
-    return f"{value['value']:.3f} [{value['interval'][0]:.3f}, {value['interval'][1]:.3f}]"
-
-
 def answer(cfg):
     """Print the answer to one prompt."""
     device = pick_device()
     gpt, tok = load(cfg.model, getattr(torch, matrix_dtype(cfg.dtype, device)), device)
     if START not in tok.specials:
         raise UserError(f"{cfg.model} was not fine-tuned by this script: its tokenizer has no {START}")
-    [[source]] = [make_reader(cfg, tok, gpt.cfg).sources(cfg)]
+    sources = make_reader(cfg, tok, gpt.cfg).sources(cfg)
     print(WARNING, file=sys.stderr)
-    print(text := tok.decode(decode(cfg, gpt, tok, [source])[0][0]).strip())
+    texts = [tok.decode(found[0]).strip() for found in decode(cfg, gpt, tok, sources)]
+    print(text := next(filter(None, texts), ""))        # the first window of the context that has an answer in it
     return text
 
 
