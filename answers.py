@@ -132,11 +132,11 @@ class Reader:
     def examples(self, item, every_window=False):
         """The answer behind the windows that hold it (if none does: behind the first). With every_window, as training
         wants it, the others follow: they are to be answered with nothing."""
-        (pieces, _), sources, target = self.windows(item), self.sources(item), self.target(item.answer)
+        (pieces, asked), target = self.windows(item), self.target(item.answer)
         holds = [item.answer.strip() in self.tok.decode(piece) for piece in pieces]
         holds[0] |= not any(holds)
-        return [Example(source, target if held else [self.tok.eos_id])
-                for source, held in zip(sources, holds, strict=True) if held or every_window]
+        return [Example([*piece, *asked, self.start_id], target if held else [self.tok.eos_id])
+                for piece, held in zip(pieces, holds, strict=True) if held or every_window]
 
 
 def windows(ids, room, stride):

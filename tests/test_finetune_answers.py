@@ -1,5 +1,6 @@
 """finetune_answers.py and answers.py: what is read and learned, what is kept, what is reported."""
 import json
+import signal
 from dataclasses import replace
 
 import pytest
@@ -27,7 +28,9 @@ def cfg(world, tmp_path):
     """A tiny model's folder and a file of which it can learn the training part by heart."""
     tiny_model(n_positions=64).save_pretrained(tmp_path / "base")
     Tokenizer.load(world).save(tmp_path / "base")
-    items = [{"prompt": f"What is {c} {n}?", "answer": f"{c} is {n}."} for c in CITIES for n in range(4)]
+    items = [{"id": f"{split} {c} {n}", "prompt": f"What is {c} {n}?", "answer": f"{c} is {n}.", "split": split}
+             for split, numbers in (("train", range(4)), ("dev", (1, 2)), ("test", (0, 1, 3)))
+             for c in CITIES[:3] for n in numbers]
     (tmp_path / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
     return FinetuneAnswers(model=str(tmp_path / "base"), data=str(tmp_path / "items.jsonl"), out=str(tmp_path / "out"),
                            epochs=2, batch_size=5, learning_rate=3e-3, warmup_ratio=0.1, max_source=24, max_target=20,
@@ -46,8 +49,8 @@ def tok(world):
 
 
 def test_packed_examples_have_the_log_probability_and_gradients_of_separate_ones():
-    examples = [Example([1, 2, 3, 250], [9, 8, 300]), Example([4, 250], [300]), Example([5] * 9 + [250], [7] * 12 + [300]),
-                Example([250], [11, 300])]
+    examples = [Example([1, 2, 3, 250], [9, 8, 300]), Example([4, 250], [300]), Example([250], [11, 300]),
+                Example([5] * 9 + [250], [7] * 12 + [300])]
     packed, alone = AnswerModel(tiny_model(n_positions=64), 300), tiny_model(n_positions=64)
     found = packed(examples)
     for example, log_p in zip(examples, found, strict=True):
@@ -95,7 +98,8 @@ def test_windows_cover_the_whole_context(length, room, stride, starts):
 
 def test_an_answer_is_learned_from_the_windows_that_hold_it_and_nothing_from_the_others(tok):
     read = reader(tok, max_source=24, stride=6)
-    item = Item("1", "Which?", "cyclooxygenase", "Aspirin inhibits cyclooxygenase. " + "Insulin lowers blood glucose. " * 4)
+    context = "Aspirin inhibits cyclooxygenase. " + "Insulin lowers blood glucose. " * 4
+    item = Item("1", "Which?", "cyclooxygenase", context)
     every, held = read.examples(item, every_window=True), read.examples(item)
     assert len(held) >= 1 and len(every) > len(held) + 2
     for example in every:
@@ -116,13 +120,13 @@ def test_a_split_is_the_same_in_every_run_whatever_the_order_and_keeps_groups_to
 
 
 def test_fine_tuning_learns_by_heart_and_its_folder_is_a_gpt2_that_answers(cfg, tmp_path, capsys):
-    report = finetune_answers.main(replace(cfg, epochs=40))
+    report = finetune_answers.main(replace(cfg, epochs=30, select_every=30))
     log = [json.loads(line) for line in open(tmp_path / "out/log.jsonl")]
     assert log[-1]["loss"] < 0.1 < 2 < log[0]["loss"]
     assert report["best"]["dev_log_perplexity"] == min(line.get("dev_log_perplexity", 99) for line in log)
     assert {"rouge1", "rouge2", "rougeL", "bleu", "distinct_2", "copied"} <= set(report["model"])
-    assert report["model"]["rouge1"]["value"] > report["the question itself"]["rouge1"]["value"] > 0
-    assert report["splits"] == {"train": 16, "dev": 2, "test": 2} and not (tmp_path / "out/training").exists()
+    assert report["model"]["rouge1"]["value"] > 0.95 > report["the question itself"]["rouge1"]["value"] > 0.3
+    assert report["splits"] == {"train": 12, "dev": 6, "test": 9} and not (tmp_path / "out/training").exists()
     model, tok = load(str(tmp_path / "out/model"), torch.float32, "cpu")
     theirs = GPT2LMHeadModel.from_pretrained(tmp_path / "out/model")
     ids = torch.tensor([[5, 6, tok.specials[START]]])
@@ -135,8 +139,6 @@ def test_fine_tuning_learns_by_heart_and_its_folder_is_a_gpt2_that_answers(cfg, 
                                           model=str(tmp_path / "out/model"), prompt=test[0].prompt))
     assert answer == predictions[0]["answer"] and predictions[0]["id"] == test[0].id
     assert answer in capsys.readouterr().out
-    again = finetune_answers.main(replace(cfg, epochs=40, out=str(tmp_path / "again")))
-    assert again["model"] == report["model"] and again["best"] == report["best"]
 
 
 def test_the_reference_has_the_log_perplexity_that_the_saved_model_gives_it(cfg, tmp_path):
@@ -170,27 +172,27 @@ def test_a_model_that_knows_the_start_token_gets_no_second_one(cfg, tmp_path):
 
 @pytest.mark.parametrize("ways", [{}, {"lora_rank": 2}, {"moments": "8bit"}])
 def test_an_interrupted_run_goes_on_to_the_result_of_an_undisturbed_one(cfg, tmp_path, monkeypatch, ways):
-    cfg = replace(cfg, checkpoint_every=3, select_every=2, **ways)
-    undisturbed, rate, calls = finetune_answers.main(replace(cfg, out=str(tmp_path / "undisturbed"))), [], []
-    rate = finetuning.learning_rate
+    cfg = replace(cfg, select_every=2, **ways)
+    undisturbed = finetune_answers.main(replace(cfg, out=str(tmp_path / "undisturbed")))
+    rate, calls = finetuning.learning_rate, []
 
-    def killed(step, *rest):
-        if step == 5:
-            raise KeyboardInterrupt
+    def stopped(step, *rest):
+        calls.append(step)
+        if calls == [0, 1, 2]:
+            signal.raise_signal(signal.SIGTERM)
         return rate(step, *rest)
 
-    monkeypatch.setattr(finetuning, "learning_rate", killed)
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr(finetuning, "learning_rate", stopped)
+    with pytest.raises(KeyboardInterrupt, match="saved seed 0 after step 2"):
         finetune_answers.main(cfg)
-    monkeypatch.setattr(finetuning, "learning_rate", lambda step, *rest: calls.append(step) or rate(step, *rest))
     with pytest.raises(UserError, match="an interrupted run with learning_rate"):
         finetune_answers.main(replace(cfg, learning_rate=1.0))
-    resumed = finetune_answers.main(replace(cfg, max_new_tokens=12))
-    assert calls[0] == 3 and resumed["model"] == undisturbed["model"] and resumed["best"] == undisturbed["best"]
+    resumed = finetune_answers.main(cfg)
+    assert calls[3] == 3 and resumed["model"] == undisturbed["model"] and resumed["best"] == undisturbed["best"]
 
 
 def test_two_processes_end_where_one_does(cfg, tmp_path):
-    """fsdp on gloo; 16 examples in batches of 5 leave a batch of 1 and parts that one process has not."""
+    """fsdp on gloo; 12 examples in batches of 5 leave a batch of 2 and parts that one process has not."""
     alone = finetune_answers.main(replace(cfg, micro_batch_size=2))
     words = [word for name in ("model", "data", "epochs", "batch_size", "learning_rate", "warmup_ratio", "max_source",
                                "max_target", "max_new_tokens", "dtype")
@@ -237,5 +239,5 @@ def test_settings_that_cannot_work_are_named(cfg, changes, message):
 
 def test_a_file_of_ones_own_is_a_preset(cfg, tmp_path):
     done = run_script("finetune_answers.py", cfg.data, "--model", tmp_path / "nowhere")
-    assert done.returncode == 2 and "nowhere" in done.stderr and "20 train" not in done.stderr
+    assert done.returncode == 2 and "nowhere" in done.stderr and "Traceback" not in done.stderr
     assert set(PRESETS) == {"medquad", "meqsum", "bioasq", "file", "answer"}
