@@ -298,8 +298,13 @@ def check(cfg):
         raise UserError("--prompt is empty; ask something")
 
 
+def with_file(words):
+    """The command line's words; a file of one's own in a preset's place becomes the preset "file" with its flags."""
+    if words and words[0].endswith(".jsonl"):
+        return ["file", "--data", words[0], "--out", f"out/{Path(words[0]).stem}", *words[1:]]
+    return words
+
+
 if __name__ == "__main__":
     with speaking_to_the_user():
-        if len(sys.argv) > 1 and sys.argv[1].endswith((".jsonl", ".json")):       # a file of one's own
-            sys.argv[1:2] = ["file", "--data", sys.argv[1], "--out", f"out/{Path(sys.argv[1]).stem}"]
-        main(parse_args(FinetuneAnswers, PRESETS))
+        main(parse_args(FinetuneAnswers, PRESETS, with_file(sys.argv[1:])))
