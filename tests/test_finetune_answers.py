@@ -120,7 +120,7 @@ def test_a_split_is_the_same_in_every_run_whatever_the_order_and_keeps_groups_to
 
 
 def test_fine_tuning_learns_by_heart_and_its_folder_is_a_gpt2_that_answers(cfg, tmp_path, capsys):
-    report = finetune_answers.main(replace(cfg, epochs=25, select_every=25, checkpoint_every=100))
+    report = finetune_answers.main(replace(cfg, epochs=40, select_every=40, checkpoint_every=200))
     log = [json.loads(line) for line in open(tmp_path / "out/log.jsonl")]
     assert log[-1]["loss"] < 0.1 < 2 < log[0]["loss"]
     assert report["best"]["dev_log_perplexity"] == min(line.get("dev_log_perplexity", 99) for line in log)
