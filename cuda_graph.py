@@ -42,7 +42,10 @@ class GraphStep:
 
     def __init__(self, model, head, cache, record=True):
         device, width = cache.v_LBHSK.device, cache.v_LBHSK.shape[-1]
-        require_triton(device)
+        try:
+            require_triton(device)
+        except UserError as error:
+            raise UserError(f"{error}; for sample.py, --no-cuda-graph") from error
         if width & (width - 1):
             raise UserError(f"flash_decode wants heads whose width is a power of 2, not {width}; use --no-cuda-graph")
         self.model, self.head, self.cache, self.graph = model, head, StaticCache(cache), None

@@ -11,9 +11,9 @@ packed weights cannot be saved).
 
     layout    weights     inputs  where, and its price
     plain     any         same    F.linear. GPUs; on a CPU whatever oneDNN makes of it
-    blocks    fp32, bf16  fp32    any CPU. One row is a matrix-vector product, as fast as memory gives fp32, or as the
-                                  processor converts bf16: where it has no bf16 instructions no faster than fp32, but
-                                  half the memory. More rows convert a block of weights at a time and multiply in fp32
+    blocks    fp32, bf16  fp32    any CPU: a block of weights at a time is converted, and multiplied in fp32. One row of
+                                  fp32 is read as fast as memory gives it; bf16, where the processor has no instructions
+                                  for it, takes as long to convert as fp32 to read: half the memory, no time
     onednn    bf16        bf16    CPUs with bf16 instructions: packed as oneDNN wants it, twice F.linear's speed
     int8      int8        fp32    x86 CPUs: weights and inputs rounded to 8 bits, each row with its own scale
     int8_any  int8        any     the same weights anywhere, widened before the product: saves memory, not time
@@ -49,10 +49,15 @@ def pack_blocks(W_OI, bias_O):
 
 
 def blocks(x_BI, W_OI, bias_O):
-    if len(x_BI) == 1:                             # torch's bf16 GEMV shifts bits to convert; mv reaches it everywhere
-        y_BO = torch.mv(W_OI, x_BI[0].to(W_OI.dtype)).float()[None]
-    else:
-        y_BO = torch.cat([x_BI @ W_PI.float().t() for W_PI in W_OI.split(max(1, BLOCK // W_OI.shape[1]))], -1)
+    """TRAP: torch.mv on bf16 weights is a sixth faster for one row, but rounds inputs and outputs to bf16: a sample
+    would then depend on whether others are drawn beside it."""
+    whole = len(x_BI) == 1 and W_OI.dtype == torch.float32
+    rows = len(W_OI) if whole else max(1, BLOCK // W_OI.shape[1])
+    if W_OI.dtype == torch.float32:
+        y_BO = torch.cat([x_BI @ W_PI.t() for W_PI in W_OI.split(rows)], -1)
+    else:                                          # one buffer for all blocks: it stays in the processor's cache
+        buffer_PI = torch.empty(rows, W_OI.shape[1])
+        y_BO = torch.cat([x_BI @ buffer_PI[:len(W_PI)].copy_(W_PI).t() for W_PI in W_OI.split(rows)], -1)
     return y_BO if bias_O is None else y_BO.add_(bias_O)
 
 
@@ -76,14 +81,23 @@ def pack_int8(W_OI, bias_O):
         warnings.simplefilter("ignore", UserWarning)
         zero_O = torch.zeros(len(int8_OI), dtype=torch.int64)
         quantized_OI = torch._make_per_channel_quantized_tensor(int8_OI, scale_O, zero_O, 0)
-    return (torch.ops.quantized.linear_prepack(quantized_OI, None if bias_O is None else bias_O.float()),)
+    sum_O = int8_OI.float().sum(1) * scale_O
+    return torch.ops.quantized.linear_prepack(quantized_OI, None), sum_O, 0.0 if bias_O is None else bias_O.float()
 
 
-def int8(x_BI, packed):
-    """TRAP: AVX2 multiplies 8-bit inputs and weights and adds two products into 16 bits, where 255 * 127 * 2 overflows
+def int8(x_BI, packed, sum_O, bias_O):
+    """W x = span W (x - low) / span + low W 1, where (x - low) / span of every row runs from 0 to 1.
+
+    TRAP: linear_dynamic rounds all rows on one scale, so that a row's result would depend on those beside it. With all
+    rows running from 0 to 1, the scale is the same whatever they are, and each row uses all of it.
+    TRAP: AVX2 multiplies 8-bit inputs and weights and adds two products into 16 bits, where 255 * 127 * 2 overflows
     and is cut off. With 7 bits for the inputs (reduce_range) it cannot. VNNI adds into 32 bits and needs no such care.
     """
-    return torch.ops.quantized.linear_dynamic(x_BI, packed, not has("avx512_vnni", "avx_vnni", "amx_int8"))
+    low_B1, high_B1 = x_BI.amin(1, keepdim=True), x_BI.amax(1, keepdim=True)     # aminmax is not vectorised
+    span_B1 = (high_B1 - low_B1).clamp(min=1e-12)
+    y_BO = torch.ops.quantized.linear_dynamic((x_BI - low_B1) / span_B1, packed,
+                                              not has("avx512_vnni", "avx_vnni", "amx_int8"))
+    return y_BO.mul_(span_B1).addcmul_(low_B1, sum_O).add_(bias_O)
 
 
 def pack_int8_any(W_OI, bias_O):

@@ -61,7 +61,7 @@ class KVCache:
     """Keys and values of the tokens read so far, for every layer, in the dtype and on the device of `like`.
 
     Keys lie transposed, [L, B, H, K, positions]: one query's scores are then a vector times a matrix whose rows are
-    contiguous. On a CPU that is up to four times as fast as F.scaled_dot_product_attention.
+    contiguous. On a CPU that was up to four times as fast as F.scaled_dot_product_attention.
     """
 
     def __init__(self, cfg, batch, positions, like):
@@ -119,7 +119,7 @@ def head(model, x_BTD):
 
 
 def next_logits(model, cache, ids_BT):
-    """logits_BV of the token after the last: the head is a tenth of a token's work in a prompt if all T have it."""
+    """logits_BV of the token after the last; the head's V numbers are not needed for the others."""
     return head(model, model.hidden(ids_BT, cache)[:, -1])
 
 
@@ -250,9 +250,7 @@ def continue_prompts(cfg, model, tok, weight_bytes, encoded, show=lambda text: N
                 show(text)
         tokens += len(column)
         times.append(time.perf_counter())
-    for row, text in enumerate([s.close() for s in streams]):
-        if row == 0:
-            show(text)
+    show([s.close() for s in streams][0])
     texts = [s.text for s in streams]
     figures = {"tokens": tokens, "tokens_per_second": tokens / (times[-1] - times[0]) if tokens else 0.0,
                "prompt_seconds": times[min(1, len(times) - 1)] - times[0],
@@ -276,7 +274,7 @@ def score_prompt(cfg, model, tok, prompt, ids):
     log_p = log_probabilities(model, [tok.eos_id, *ids]).tolist()
     result = {"model": cfg.model, "prompt": prompt, "log_probability": sum(log_p), "tokens": len(ids),
               "log_probabilities": [[tok.decode([i]), value] for i, value in zip(ids, log_p, strict=True)]}
-    if cfg.json or cfg.file:
+    if cfg.json or cfg.file is not None:
         print(json.dumps(result, ensure_ascii=False))
     else:
         for token, value in result["log_probabilities"]:

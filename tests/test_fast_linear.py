@@ -50,8 +50,21 @@ def test_8_bit_weights_are_within_half_a_step():
 def test_8_bit_products_do_not_overflow():
     """All inputs and weights at their largest: 16 bits would be cut off at less than two thirds of the sum."""
     x_BI, W_OI = torch.ones(1, 256), torch.ones(32, 256)
+    x_BI[0, 0] = 0.0                                                       # the lowest: the others are at the top
     y_BO = FastLinear(W_OI, None, "int8")(x_BI)
-    torch.testing.assert_close(y_BO, torch.full((1, 32), 256.0), rtol=0.01, atol=0)
+    torch.testing.assert_close(y_BO, torch.full((1, 32), 255.0), rtol=0.01, atol=0)
+
+
+@pytest.mark.parametrize("layout, dtype", [
+    ("blocks", torch.float32), ("blocks", torch.bfloat16), ("int8_any", torch.float32),
+    pytest.param("int8", torch.float32, marks=pytest.mark.skipif(not X86, reason="for x86 CPUs"))])
+def test_a_row_does_not_depend_on_those_beside_it(layout, dtype):
+    """Or else sample i would change with the number of samples."""
+    W_OI, b_O = weights()
+    linear = FastLinear(W_OI.to(dtype), b_O.to(dtype), layout)
+    x_BI = torch.randn(5, 48, generator=torch.Generator().manual_seed(2)) * torch.tensor([1, 100, 1e-3, 0, 5])[:, None]
+    for row, y_O in zip(x_BI, linear(x_BI), strict=True):
+        torch.testing.assert_close(linear(row[None])[0], y_O, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if LAYOUTS[name].operators])

@@ -195,7 +195,7 @@ def test_a_score_names_every_token(folder, capsys):
 
 
 def test_a_conversation_goes_on_after_a_mistake_and_an_interruption(folder, monkeypatch, capsys):
-    typed, real = iter(["", "Insulin", "Aspirin"]), sample.stream
+    typed, breaks, real = iter(["", "Insulin", "Aspirin"]), iter([True, False]), sample.stream
 
     def ask(prompt):
         try:
@@ -205,7 +205,7 @@ def test_a_conversation_goes_on_after_a_mistake_and_an_interruption(folder, monk
 
     def interrupted(model, prompts, *args):
         yield from itertools.islice(real(model, prompts, *args), 3)
-        if len(prompts[0]) == len(Tokenizer.load(folder).encode("Insulin")):
+        if next(breaks):
             raise KeyboardInterrupt
 
     monkeypatch.setattr("builtins.input", ask)
@@ -255,7 +255,8 @@ def test_the_share_of_bandwidth_is_bytes_over_what_memory_gives(monkeypatch):
     (dict(num_samples=0), "--num-samples is 0"),
     (dict(repetition_penalty=0.0), "--repetition-penalty is 0.0"), (dict(stop=("",)), "a stop string is empty"),
     (dict(stop=("<|im_end|>",)), "unknown stop string"), (dict(interactive=True), "give one of --prompt"),
-    (dict(prompt=None), "give one of --prompt"), (dict(prompt=None, file="nowhere.txt"), "nowhere.txt: no text file"), (dict(prompt="word " * 200), "positions; shorten it")])
+    (dict(prompt=None), "give one of --prompt"), (dict(prompt=None, file="nowhere.txt"), "nowhere.txt: no text file"),
+    (dict(prompt="word " * 200), "positions; shorten it")])
 def test_bad_input_is_named(folder, changes, words):
     with pytest.raises(UserError, match=words):
         main(Sample(**dict(model=str(folder), prompt="Insulin") | changes))
