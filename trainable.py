@@ -36,7 +36,7 @@ class NewRows(nn.Module):
 
     def __init__(self, base, n):
         super().__init__()
-        self.weight, self.new = base.weight, nn.Parameter(base.weight[-n:].detach().float())
+        self.weight, self.new = base.weight, nn.Parameter(base.weight[-n:].detach().float().clone())
         self.first = len(base.weight) - n
 
     def forward(self, ids):
