@@ -45,7 +45,7 @@ class Packed:
 
 def pack(trees, length, pad_id, device=None):
     """Lay trees into rows of at most `length` tokens, or of the longest tree's; the rest of a row is padding."""
-    rows = first_fit([len(tree) for tree in trees], max(length, max(map(len, trees))))
+    rows = even_rows([len(tree) for tree in trees], length)
     width = max(sum(len(trees[i]) for i in row) for row in rows)
     ids_BT, position_BT, tree_BT, branch_BT = torch.zeros(4, len(rows), width, dtype=torch.int64)
     ids_BT += pad_id
@@ -68,6 +68,18 @@ def pack(trees, length, pad_id, device=None):
     visible_BTS = visible(tree_BT.to(device), branch_BT.to(device))
     return Packed(ids_BT.to(device), position_BT.to(device), visible_BTS, row_N, stem_N, last_N,
                   [len(tree.branches) for tree in trees])
+
+
+def even_rows(lengths, room):
+    """first_fit, with the least room that still does with as many rows: two rows of 700 rather than 850 and 550, since
+    all are padded to the longest."""
+    room = max(room, max(lengths))
+    rows = first_fit(lengths, room)
+    for less in range(max(max(lengths), -(-sum(lengths) // len(rows))), room, 8):
+        even = first_fit(lengths, less)
+        if len(even) == len(rows):
+            return even
+    return rows
 
 
 def first_fit(lengths, room):

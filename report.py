@@ -9,6 +9,7 @@ A file of predictions has a JSON object a line: {"id", "prediction"}, the predic
 "scores" (a number an option) if there are any, "seed" if there were several runs.
 """
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,8 @@ def assess(questions, records, train=None, compare=""):
     report |= {"n": len(questions), "per_seed": per_seed, "chance": guessing_accuracy([], questions)[0]}
     if train is not None:
         report |= {"commonest_answer": guessing_accuracy(train, questions)[1], "overlap": overlap(train, questions)}
+    if parts := by_name(questions, records):
+        report["parts"] = parts
     if compare:
         theirs = read_predictions(compare, questions)
         ours, others = (share_right(questions, them) for them in (records, theirs))
@@ -108,6 +111,19 @@ def of_run(questions, records):
     return run
 
 
+def by_name(questions, records):
+    """The score of each part of a test whose ids are NAME-NUMBER, as MMLU's subjects are; {} where they are not."""
+    names = [match[1] if (match := re.fullmatch(r"(.+)-\d+", q.id)) else "" for q in questions]
+    if "" in names or not 2 <= len(set(names)) <= 20:
+        return {}
+    parts, right = {}, share_right(questions, records)
+    for part in sorted(set(names)):
+        of_part = [r for name, r in zip(names, right, strict=True) if name == part]
+        mean = sum(of_part) / len(of_part)
+        parts[part] = {"accuracy": mean, "interval": wilson_interval(mean, len(of_part)), "n": len(of_part)}
+    return parts
+
+
 def share_right(questions, records):
     right = {q.id: [] for q in questions}
     for record in records:
@@ -126,6 +142,8 @@ def summary(report):
                      f"questions are in the training set and {report['overlap']['near']} nearly")
     if "ece" in report:
         lines[1] += f"; calibration error {report['ece']:.3f}, Brier {report['brier']:.3f}"
+    for name, part in report.get("parts", {}).items():
+        lines.append(f"  {name}: {part['accuracy']:.1%} of {part['n']}")
     if "compare" in report:
         other = report["compare"]
         lines.append(f"{other['difference']:+.1%} against {other['file']}, p = {other['p']:.4f} (paired)")

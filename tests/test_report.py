@@ -91,6 +91,18 @@ def test_a_predictions_file_from_anywhere_is_scored(tmp_path, capsys):
     assert json.loads((tmp_path / "r.json").read_text())["accuracy"] == 0.8 and "80.0%" in capsys.readouterr().out
 
 
+def test_a_test_of_several_parts_is_scored_part_by_part():
+    """MMLU's six subjects in one file; the ids that qa.py gives say which."""
+    questions = [Question(f"{subject}_test-{i}", "", "Which?", ["a", "b"], 0) for subject, n in (("anatomy", 4), (
+        "genetics", 2)) for i in range(n)]
+    records = [{"seed": seed, "id": q.id, "scores": None, "prediction": int(q.id.endswith(str(seed))), "answer": 0}
+               for seed in (0, 1) for q in questions]
+    parts = assess(questions, records)["parts"]
+    assert {name: (part["accuracy"], part["n"]) for name, part in parts.items()} == {
+        "anatomy_test": (0.75, 4), "genetics_test": (0.5, 2)}
+    assert "parts" not in assess(TEST, predictions_of(0, TEST, [[0.0, 1.0]] * 10))
+
+
 def test_two_files_are_compared_question_by_question_over_their_seeds(tmp_path):
     def scores(right):
         return [[1.0, 0.0] if (q.answer == 0) == (int(q.id) < right) else [0.0, 1.0] for q in TEST]

@@ -1,5 +1,4 @@
 """What learns and what it costs: LoRA, moments of a byte, weights in bfloat16, and the memory that each takes."""
-import math
 from dataclasses import replace
 
 import pytest
@@ -134,11 +133,10 @@ def test_choices_that_would_not_do_what_they_say_are_refused(changes, words):
 
 def test_the_plan_counts_the_bytes_of_each_way():
     """On a model so small that its activations do not count: 16 bytes a parameter, 6, and 2."""
-    shape = tiny_config(n_embd=384, n_head=3, n_layer=2, n_positions=512)
-    n = 301 * 384 + 512 * 384 + 2 * (12 * 384**2 + 13 * 384) + 2 * 384
+    shape = tiny_config(n_embd=384, n_head=3, n_layer=1, n_positions=512)
+    n = 301 * 384 + 512 * 384 + 12 * 384**2 + 13 * 384 + 2 * 384
     cfg = replace(CFG, dtype="bfloat16", micro_batch_size=1, max_length=32, recompute_every=1)
     ways = {16: {}, 6: {"weights": "bfloat16", "moments": "8bit"}, 2: {"weights": "bfloat16", "lora_rank": 1}}
     for size, changes in ways.items():
         counted = step_memory(replace(cfg, **changes), shape) * 2**30 / n
         assert size < counted < size + (25 if size == 6 else 4), "temporaries of the optimizer's chunk are the rest"
-    assert math.isclose(step_memory(cfg, shape), step_memory(cfg, shape))
