@@ -24,7 +24,7 @@ class AdamW8bit(torch.optim.Optimizer):
         super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay))
 
     @torch.no_grad()
-    def step(self):
+    def step(self, closure=None):                    # torch's checkpoints call it with closure=None
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None:

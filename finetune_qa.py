@@ -17,11 +17,10 @@ The files of questions have one format for all benchmarks (questions.py). OUT/re
 OUT/predictions.jsonl every prediction. An interrupted run goes on from OUT/seeds by the same command; a finished one
 begins anew. Bolton et al. 2024 (arXiv 2403.18421), section 4; "our choice" marks what it does not say.
 """
-import math
 import shutil
 import time
-import zlib
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -29,26 +28,26 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
-from torch.distributed.tensor import DTensor
-from tqdm import tqdm
 
-from checkpoint import Checkpoints
 from common import UserError, git_commit, parse_args, speaking_to_the_user, write_json, write_json_lines
-from heads import NEW_TOKENS, Classifier, Reader, computing, labels_of, parts, predict
+from finetuning import Finetuning, descend, settings
+from heads import NEW_TOKENS, Classifier, Reader, labels_of, predict
 from metrics import accuracy
-from parallel import average_gradients, device_mesh, join_world, shard_model
+from parallel import device_mesh, join_world, shard_model
 from questions import read_questions
 from report import assess, predictions_of, read_predictions, summary
-from runtime import matrix_dtype, stop_on_signals
+from runtime import matrix_dtype
 from sample import load
-from trainable import check_weights, choose_weights, make_optimizer, trained
+from trainable import check_weights, choose_weights
 from zero_shot import ZeroShot, zero_shot
+
+FILES = ("train", "dev", "test")
+FREE = {"seeds", "compare", "plan"}          # settings that may change before an interrupted run goes on
 
 
 @dataclass(frozen=True)
-class FinetuneQA:
+class FinetuneQA(Finetuning):
     """Fine-tune on multiple-choice questions and report the test score."""
-    model: str = "stanford-crfm/BioMedLM"    # a folder, or a name on the Hugging Face hub
     train: str = "data/qa/medqa_train.jsonl"
     dev: str = "data/qa/medqa_dev.jsonl"     # chooses the epoch that is tested
     test: str = "data/qa/medqa_test.jsonl"
@@ -56,22 +55,7 @@ class FinetuneQA:
     head: Literal["option", "label"] = "option"     # label: for questions that share their options, as yes and no
     untrained: bool = False                  # begin from random weights: what did pretraining buy?
     seeds: tuple[int, ...] = (0, 1, 2)       # one fine-tuning each
-    epochs: int = 20
-    batch_size: int = 16                     # questions a step
-    micro_batch_size: int = 4                # questions at once on a process; the rest of the batch is accumulated
-    learning_rate: float = 2e-6              # the peak, published for MedQA on one GPU
-    warmup_ratio: float = 0.5                # of all steps; then linearly down to 0
-    weight_decay: float = 0.0
-    grad_clip: float = 1.0
     max_length: int = 512                    # tokens of question and option; longer questions lose their beginning
-    dtype: Literal["auto", "bfloat16", "float32"] = "auto"    # of matrix products; auto: bfloat16 if it is native
-    weights: Literal["float32", "bfloat16"] = "float32"       # what the weights are held in
-    lora_rank: int = 0                       # learn additions of this rank instead of all weights; 0 is all weights
-    moments: Literal["float32", "8bit"] = "float32"           # AdamW's two
-    recompute_every: int = 0                 # activation checkpointing of every n-th block; 0 is none
-    parallel: Literal["none", "ddp", "fsdp"] = "none"         # how torchrun's processes share the work
-    checkpoint_every: int = 0                # steps; 0 is after each epoch
-    restart: bool = False                    # discard what an interrupted run left in OUT
     compare: str = ""                        # another model's predictions.jsonl on the same test: a paired test
     plan: bool = False                       # print the memory that each way of training takes, and run nothing
 
@@ -161,60 +145,24 @@ def finetune(cfg, world, seed, train, dev, test):
     each file were too long."""
     torch.manual_seed(seed)
     model, trees, cut = build(cfg, world, seed, {"train": train, "dev": dev, "test": test})
-    ddp, optimizer = average_gradients(model, world, cfg.parallel), make_optimizer(model, cfg)
-    epoch_steps = -(-len(train) // cfg.batch_size)
-    steps, save_every = cfg.epochs * epoch_steps, cfg.checkpoint_every or epoch_steps
-    checkpoints = Checkpoints(Path(cfg.out) / "seeds" / str(seed), world, keep=1)
-    state = {"settings": settings(cfg), "log": [], "best": {"dev_accuracy": -1.0}}
-    first = resume(cfg, world, checkpoints, model, optimizer, state)
-    bar = tqdm(total=steps, initial=first, unit="step", desc=f"seed {seed}", disable=None if world.rank == 0 else True)
-    with stop_on_signals() as signals:
-        for step in range(first, steps):
-            torch.manual_seed(zlib.crc32(f"{seed} {step} {world.rank}".encode()))      # dropout: of the step alone
-            set_rate(optimizer, learning_rate(step, steps, cfg))
-            epoch, i = divmod(step, epoch_steps)
-            order = np.random.default_rng((seed, epoch)).permutation(len(train))
-            batch, loss = order[i * cfg.batch_size:(i + 1) * cfg.batch_size], torch.zeros((), device=world.device)
-            model.train()
-            for part, weight, last in parts(batch, world, cfg.micro_batch_size):
-                if ddp is not model:
-                    ddp.require_backward_grad_sync = last
-                with computing(world, cfg):
-                    scores_QO = ddp([trees["train"][j] for j in part])
-                answers_Q = torch.tensor([train[j].answer for j in part], device=world.device)
-                # The mean over the batch; gradients are then averaged over processes, which together hold one batch.
-                part_loss = weight * F.cross_entropy(scores_QO, answers_Q, reduction="sum") / len(batch)
-                (part_loss * world.size).backward()
-                loss += part_loss.detach()
-            grad_norm = torch.nn.utils.clip_grad_norm_(trained(model), cfg.grad_clip)
-            grad_norm = grad_norm.full_tensor() if isinstance(grad_norm, DTensor) else grad_norm
-            loss, stop = world.sum(torch.stack([loss, loss.new_tensor(float(bool(signals)))])).tolist()
-            if not math.isfinite(loss + grad_norm.item()):
-                raise UserError(f"seed {seed}, step {step}: the loss is {loss}, the gradient {grad_norm.item()}; "
-                                "lower --learning-rate")
-            optimizer.step()
-            optimizer.zero_grad()
-            state["log"].append({"step": step, "epoch": epoch, "loss": loss, "grad_norm": grad_norm.item()})
-            if (step + 1) % epoch_steps == 0:
-                select(model, trees, dev, state, cfg, world)
-                bar.set_postfix_str(f"loss {loss:.3f}, dev {state['log'][-1]['dev_accuracy']:.1%}")
-            bar.update()
-            if (step + 1) % save_every == 0 or stop or step + 1 == steps:
-                checkpoints.save(step + 1, model, optimizer, state)
-            if stop and step + 1 < steps:
-                checkpoints.finish()
-                raise KeyboardInterrupt(f"saved seed {seed} after step {step}; the same command goes on from there")
-    checkpoints.finish()
-    bar.close()
+
+    def loss_of(net, part):
+        answers_Q = torch.tensor([train[j].answer for j in part], device=world.device)
+        return F.cross_entropy(net([trees["train"][j] for j in part]), answers_Q, reduction="sum")
+
+    state = {"settings": settings(cfg, FILES, FREE), "log": [], "best": {"dev_accuracy": -1.0}}
+    descend(cfg, world, seed, Path(cfg.out) / "seeds" / str(seed), model, len(train), loss_of,
+            partial(select, model, trees, dev, cfg, world), state)
     return state["best"], state["log"], cut
 
 
-def select(model, trees, dev, state, cfg, world):
+def select(model, trees, dev, cfg, world, state):
     """Note the accuracy on dev; where it is the best so far, what the model now says of the test is what counts."""
     predicted = [int(np.argmax(s)) for s in predict(model, trees["dev"], cfg, world)]
     state["log"][-1]["dev_accuracy"] = best = accuracy(predicted, [q.answer for q in dev])
     if best > state["best"]["dev_accuracy"]:
         state["best"] = {"dev_accuracy": best, "scores": predict(model, trees["test"], cfg, world)}
+    return f"dev {best:.1%}"
 
 
 def build(cfg, world, seed, files):
@@ -238,42 +186,6 @@ def build(cfg, world, seed, files):
             print(f"{name}: {reader.cut:,} of {len(questions):,} questions are longer than {reader.max_length} tokens "
                   "and were cut")
     return model, trees, cut
-
-
-def learning_rate(step, steps, cfg):
-    """Linear warmup over the first part of the run, then linearly down to 0."""
-    warmup = max(1, round(cfg.warmup_ratio * steps))
-    return cfg.learning_rate * min((step + 1) / warmup, (steps - step) / max(1, steps - warmup + 1))
-
-
-def set_rate(optimizer, rate):
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-
-
-def settings(cfg):
-    """What an interrupted run must agree on with the one that goes on; the files count by their content."""
-    free = {"out", "seeds", "micro_batch_size", "recompute_every", "parallel", "checkpoint_every", "restart", "compare",
-            "plan"}
-    files = {name: zlib.crc32(Path(getattr(cfg, name)).read_bytes()) for name in ("train", "dev", "test")}
-    return {name: value for name, value in (asdict(cfg) | files).items() if name not in free}
-
-
-def resume(cfg, world, checkpoints, model, optimizer, state):
-    """Fill model, optimizer and state from the newest checkpoint, if there is one; returns the first step to take."""
-    if cfg.restart and world.rank == 0:
-        shutil.rmtree(checkpoints.out, ignore_errors=True)
-    world.wait()
-
-    def accept(folder, saved):
-        changed = [name for name, now in state["settings"].items() if saved["settings"].get(name) != now]
-        if changed:
-            name = changed[0]
-            raise UserError(f"{folder}: an interrupted run with {name} = {saved['settings'].get(name)}, now it is "
-                            f"{state['settings'][name]}; use the same, another --out, or --restart to discard it")
-        state.update(log=saved["log"], best=saved["best"])
-
-    return checkpoints.load(model, optimizer, accept)
 
 
 def evaluate(cfg):

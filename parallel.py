@@ -42,6 +42,13 @@ class World:
         """The part of range(total) that is this process's: contiguous, and the same in every run of this size."""
         return slice(self.rank * total // self.size, (self.rank + 1) * total // self.size)
 
+    def gather(self, values):
+        """The lists of all processes, one behind the other."""
+        lists = [values] * self.size
+        if self.size > 1:
+            dist.all_gather_object(lists, values)
+        return [value for of_rank in lists for value in of_rank]
+
     def wait(self):
         if self.size > 1:
             dist.barrier()

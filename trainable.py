@@ -43,19 +43,43 @@ class NewRows(nn.Module):
         old, new = F.embedding(ids, self.weight), F.embedding((ids - self.first).clamp(min=0), self.new)
         return torch.where((ids < self.first)[..., None], old, new.to(old.dtype))
 
+    def logits(self, x):
+        return torch.cat([F.linear(x, self.weight[:self.first]), F.linear(x, self.new.to(x.dtype))], -1)
+
+
+def logits(wte, x):
+    """The head tied to an embedding of either kind."""
+    return wte.logits(x) if isinstance(wte, NewRows) else F.linear(x, wte.weight)
+
 
 def choose_weights(model, cfg, n_new):
-    """Set what learns and what is recomputed in a Classifier as the settings say; n_new: tokens just added."""
+    """Set what learns and what is recomputed in a Classifier or an AnswerModel; n_new: how many tokens were just added.
+    """
     gpt = model.gpt
     if cfg.lora_rank:
         gpt.requires_grad_(False)
-        gpt.wte = NewRows(gpt.wte, n_new)
+        if n_new:
+            gpt.wte = NewRows(gpt.wte, n_new)
         for block in gpt.h:
             for part, name in ((block.attn, "c_attn"), (block.attn, "c_proj"), (block.mlp, "c_fc"),
                                (block.mlp, "c_proj")):
                 setattr(part, name, LoRA(getattr(part, name), cfg.lora_rank))
     for i, block in enumerate(gpt.h):
         block.recompute = cfg.recompute_every > 0 and i % cfg.recompute_every == 0
+
+
+def merged(weights):
+    """{name: tensor} of a model without additions: those of low rank and new rows put where they belong."""
+    plain = {name.replace(".base.", "."): w for name, w in weights.items() if not name.endswith((".a", ".b", ".new"))}
+    for name, w in weights.items():
+        if name.endswith(".a"):
+            stem = name.removesuffix("a")
+            added = 2 * weights[stem + "b"].float() @ w.float()
+            plain[stem + "weight"] = (plain[stem + "weight"].float() + added).to(plain[stem + "weight"].dtype)
+        elif name.endswith(".new"):
+            old = plain[name.removesuffix("new") + "weight"]
+            plain[name.removesuffix("new") + "weight"] = torch.cat([old[:-len(w)], w.to(old.dtype)])
+    return plain
 
 
 def trained(model):

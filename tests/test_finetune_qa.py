@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from conftest import run_script, tiny_model
 
 import finetune_qa
+import finetuning
 import heads
 from common import UserError
 from finetune_qa import FinetuneQA
@@ -213,7 +214,7 @@ def test_the_report_and_the_predictions_agree(cfg, tmp_path):
 
 def test_the_schedule_warms_up_and_falls_to_nothing(cfg):
     cfg = replace(cfg, warmup_ratio=0.5, learning_rate=1.0)
-    rates = [finetune_qa.learning_rate(step, 100, cfg) for step in range(100)]
+    rates = [finetuning.learning_rate(step, 100, cfg) for step in range(100)]
     assert max(rates) == rates[49] == 1.0 and rates[24] == 0.5 and 0 < rates[99] < 0.03
 
 
@@ -279,7 +280,7 @@ def test_an_interrupted_run_goes_on_to_the_result_of_an_undisturbed_one(cfg, tmp
     """Killed in the second seed between two checkpoints; dropout and the order of questions are those of the step."""
     cfg = replace(cfg, seeds=(0, 1), epochs=3, lora_rank=lora, checkpoint_every=2)
     undisturbed = finetune_qa.main(replace(cfg, out=str(tmp_path / "undisturbed")))
-    rate, calls = finetune_qa.learning_rate, []
+    rate, calls = finetuning.learning_rate, []
 
     def killed(*args):
         calls.append(args)
@@ -287,13 +288,13 @@ def test_an_interrupted_run_goes_on_to_the_result_of_an_undisturbed_one(cfg, tmp
             raise RuntimeError("killed")
         return rate(*args)
 
-    monkeypatch.setattr(finetune_qa, "learning_rate", killed)
+    monkeypatch.setattr(finetuning, "learning_rate", killed)
     with pytest.raises(RuntimeError, match="killed"):
         finetune_qa.main(cfg)
     with pytest.raises(UserError, match="interrupted run with epochs = 3, now it is 4"):
         finetune_qa.main(replace(cfg, epochs=4))
     calls.clear()
-    monkeypatch.setattr(finetune_qa, "learning_rate", lambda *args: calls.append(args) or rate(*args))
+    monkeypatch.setattr(finetuning, "learning_rate", lambda *args: calls.append(args) or rate(*args))
     resumed = finetune_qa.main(cfg)
     assert len(calls) == 5, "the first seed is not trained again, the second goes on from step 4"
     for name in ("accuracy", "macro_f1", "brier", "per_seed"):

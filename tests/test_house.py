@@ -69,9 +69,11 @@ def test_every_file_opens_with_what_it_is_for_and_has_no_globals(path):
             assert node.end_lineno - node.lineno < 90, f"{node.name} is too long to be taken in"
 
 
-@pytest.mark.parametrize("script, config", [("train", "Train"), ("finetune_qa", "FinetuneQA"), ("sample", "Sample")])
+@pytest.mark.parametrize("script, config", [
+    ("train", "Train"), ("finetune_qa", "FinetuneQA"), ("finetune_answers", "FinetuneAnswers"), ("sample", "Sample")])
 def test_every_setting_is_read_somewhere(script, config):
-    rooms = {"finetune_qa": ["trainable"]}.get(script, [])       # whom a script hands its settings to
+    # Whom a script hands its settings to.
+    rooms = ["finetuning", "trainable", "heads"] if script.startswith("finetune") else []
     source = "".join((ROOT / f"{name}.py").read_text(encoding="utf-8") for name in [script, *rooms])
     unread = [f.name for f in fields(getattr(__import__(script), config))
               if not re.search(rf"cfg\.{f.name}\b|\"{f.name}\"", source)]

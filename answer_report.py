@@ -1,0 +1,67 @@
+"""From answers to a report: the model's scores beside those of systems that know nothing.
+
+Teaches what belongs to a ROUGE before it can be believed: its interval, what the question itself or the first sentence
+reaches, and how far the references repeat themselves or copy, too.
+Not here: the scores (text_metrics.py).
+"""
+from text_metrics import (
+    bootstrap,
+    exact_match,
+    factoid_scores,
+    first_sentence,
+    mean,
+    ranked_answers,
+    text_scores,
+    token_f1,
+)
+
+
+def assess(short, test, predictions):
+    """What report.json says of the answers, of the references themselves where that makes sense, and of baselines."""
+    sources = [f"{item.context} {item.prompt}".strip() for item in test]
+    systems = {"model": [record["answer"] for record in predictions],
+               "first sentence": [first_sentence(item.context or item.prompt) for item in test],
+               "the question itself": [item.prompt for item in test]}
+    nats = bootstrap([(-record["reference_log_probability"], record["reference_tokens"]) for record in predictions],
+                     [item.group for item in test])
+    report = {"n": len(test), "reference_log_perplexity": nats}
+    if short:
+        found = {name: [[(output, 0.0)] for output in outputs] for name, outputs in systems.items()}
+        found["model"] = [record["candidates"] for record in predictions]
+        return report | {name: short_scores(test, candidates) for name, candidates in found.items()}
+    references = [item.answer for item in test]
+    report |= {name: text_scores(outputs, references, sources) for name, outputs in systems.items()}
+    return report | {"the references": {name: value for name, value in text_scores(
+        references, references, sources).items() if isinstance(value, float)}}
+
+
+def short_scores(test, candidates):
+    """Exact match and F1 of each item, as SQuAD's script; strict, lenient and MRR of each group's list, as BioASQ."""
+    right, of = [item.answers or (item.answer,) for item in test], [item.group for item in test]
+    best = [(ranked_answers(found) or [""])[0] for found in candidates]
+    scores = {name: mean([score(b, r) for b, r in zip(best, right, strict=True)], of)
+              for name, score in (("exact_match", exact_match), ("f1", token_f1))}
+    ranks = []
+    for group in dict.fromkeys(of):
+        members = [i for i, its in enumerate(of) if its == group]
+        found = ranked_answers([one for i in members for one in candidates[i]])
+        ranks.append(factoid_scores(found, {answer for i in members for answer in right[i]}))
+    scores |= {name: mean(values) for name, *values in zip(("strict", "lenient", "mrr"), *ranks, strict=True)}
+    return scores | {"questions": float(len(ranks))}
+
+
+def summary(report):
+    """The lines to print: a system a line."""
+    lines = [f"{report['n']:,} test items; the references have a log-perplexity of "
+             f"{shown(report['reference_log_perplexity'])} nats a token"]
+    for system in ("model", "first sentence", "the question itself", "the references"):
+        if system in report:
+            scores = "  ".join(f"{name} {shown(value)}" for name, value in report[system].items())
+            lines.append(f"{system:20} {scores}")
+    return "\n".join(lines)
+
+
+def shown(value):
+    if not isinstance(value, dict):
+        return f"{value:.3g}"
+    return f"{value['value']:.3f} [{value['interval'][0]:.3f}, {value['interval'][1]:.3f}]"

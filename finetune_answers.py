@@ -1,0 +1,310 @@
+"""Fine-tuning on answers in words: a question in, a paragraph out; a rambling letter in, one line out.
+
+Teaches that this is pretraining's loss again, on the answer's tokens alone: nothing is added to the model but a token
+that says "now answer". And that judging such text is the harder part: overlap with one reference is a poor measure, so
+the log-perplexity of the reference, signs of degeneration and trivial baselines stand beside it.
+Not here: the loop (finetuning.py), what the model reads (answers.py), which weights learn (trainable.py), decoding
+(sample.py, beam.py), scores (text_metrics.py), each data set's files (prepare/answers.py).
+
+    python finetune_answers.py medquad --model stanford-crfm/BioMedLM      # consumers' questions, long answers
+    python finetune_answers.py meqsum --lora-rank 16 --weights bfloat16    # a question of a page to one line
+    python finetune_answers.py bioasq                                      # a name or number out of a snippet
+    python finetune_answers.py my_file.jsonl --decode sample               # your own: {"prompt", "answer"} a line
+    python finetune_answers.py answer --model out/medquad/model --prompt "What causes gout?"
+
+OUT/model is the model that was best on dev, OUT/report.json has the scores, OUT/predictions.jsonl every answer. An
+interrupted run goes on from OUT/training by the same command. Bolton et al. 2024 (arXiv 2403.18421), section 4.
+"""
+import shutil
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+from answer_report import assess, summary
+from answers import START, AnswerModel, Example, Reader, read_items, splits_of
+from beam import Stopping, beam_search
+from common import (
+    UserError,
+    git_commit,
+    parse_args,
+    speaking_to_the_user,
+    write_json,
+    write_json_lines,
+    written_whole,
+)
+from finetuning import Finetuning, descend, settings
+from heads import computing, parts
+from model import GPT
+from parallel import device_mesh, join_world, shard_model
+from prompts import groups
+from runtime import matrix_dtype, pick_device
+from sample import WARNING, load, stream
+from text_metrics import ranked_answers
+from trainable import check_weights, choose_weights, merged
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How the model's distribution becomes an answer."""
+    decode: Literal["greedy", "sample", "beam"] = "greedy"
+    max_new_tokens: int = 400
+    temperature: float = 0.8                 # of --decode sample, as the next two
+    top_k: int = 0
+    top_p: float = 0.95
+    beams: int = 5                           # of --decode beam, as all that follow
+    length_penalty: float = -0.5             # scores are divided by length ** penalty: below 0 for short texts
+    no_repeat_ngram: int = 6                 # no n-gram of prompt and answer twice; 0 forbids nothing
+    min_new_tokens: int = 5
+    stopping: Stopping = "likely"            # when a search ends: beam.py
+    max_source: int = 510                    # tokens; what is longer loses its end, or is read in windows
+    max_target: int = 510
+    stride: int = 128                        # tokens from one window of a long context to the next
+    decode_batch: int = 8                    # sources of equal length that are answered together
+
+
+@dataclass(frozen=True)
+class FinetuneAnswers(Decoding, Finetuning):
+    """Fine-tune on prompts and answers, and report how the test is answered."""
+    data: str = "data/answers/medquad.jsonl"         # prepare/answers.py; without splits it is divided 80 : 10 : 10
+    out: str = "out/medquad"                 # model, report.json, predictions.jsonl, log.jsonl
+    short: bool = False                      # exact match, F1 and ranks instead of ROUGE and BLEU
+    seed: int = 0
+    epochs: float = 5                        # our choice, as every rate, epoch and batch here: none is published
+    learning_rate: float = 1e-5
+    batch_size: int = 8
+    select_every: int = 0                    # steps between two looks at dev; 0 is after each epoch
+    max_dev: int = 0                         # only the first n items of dev, in the split's (random) order; 0 is all
+    max_test: int = 0
+
+
+@dataclass(frozen=True)
+class Answer(Decoding):
+    """Answer one question with a fine-tuned model."""
+    model: str = "out/medquad/model"
+    prompt: str = ""
+    context: str = ""
+    seed: int = 0
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+
+
+# The summaries' warm-up, seed, batch of 8 and beam search are the authors' (their script for MeQSum).
+PRESETS = {
+    "medquad": FinetuneAnswers(),
+    "meqsum": FinetuneAnswers(data="data/answers/meqsum.jsonl", out="out/meqsum", seed=7, epochs=10, decode="beam"),
+    "bioasq": FinetuneAnswers(data="data/answers/bioasq.jsonl", out="out/bioasq", short=True, decode="beam",
+                              max_new_tokens=32, length_penalty=0.0, no_repeat_ngram=0, min_new_tokens=0),
+    "file": FinetuneAnswers(data="data/answers/mine.jsonl", out="out/answers"),
+    "answer": Answer(),
+}
+FREE = {"max_test", *Decoding.__annotations__} - {"max_source", "max_target", "stride"}   # may change before resuming
+
+
+def main(cfg):
+    """Do what the settings are of, and return the report (or the answer)."""
+    check(cfg)
+    if isinstance(cfg, Answer):
+        return answer(cfg)
+    world = join_world(cfg.parallel)
+    try:
+        return finetune_and_report(cfg, world)
+    finally:
+        world.leave()
+
+
+def finetune_and_report(cfg, world):
+    """Fine-tune, answer the test with the weights that were best on dev, and say what the answers are worth."""
+    cfg, started, out = replace(cfg, dtype=matrix_dtype(cfg.dtype, world.device)), time.perf_counter(), Path(cfg.out)
+    check_weights(cfg)
+    splits = splits_of(read_items(cfg.data))
+    splits |= {"dev": splits["dev"][:cfg.max_dev or None], "test": splits["test"][:cfg.max_test or None]}
+    counts = {name: len(items) for name, items in splits.items()}
+    if not all(counts.values()):
+        raise UserError(f"{cfg.data}: train, dev and test need an item each; there are {counts}")
+    if world.rank == 0:
+        print(f"{cfg.data}: " + ", ".join(f"{n:,} {name}" for name, n in counts.items()), flush=True)
+    state, cut = finetune(cfg, world, splits)
+    predictions = predict(cfg, world, splits["test"])
+    if world.rank:
+        return None
+    report = assess(cfg.short, splits["test"], predictions) | {
+        "splits": counts, "best": state["best"], "truncated": cut, "seconds": time.perf_counter() - started,
+        "settings": asdict(cfg), "commit": git_commit()}
+    write_json_lines(out / "log.jsonl", state["log"])
+    write_json_lines(out / "predictions.jsonl", predictions)
+    write_json(out / "report.json", report)
+    with written_whole(out / "model") as folder:
+        shutil.copytree(out / "training/best", folder)
+    shutil.rmtree(out / "training")
+    print(f"{summary(report)}\nWrote {out}/report.json and {out}/model")
+    return report
+
+
+def finetune(cfg, world, splits):
+    """One fine-tuning; OUT/training/best is then the best model on dev. Returns the loop's state and how many texts
+    were cut."""
+    torch.manual_seed(cfg.seed)
+    model, tok, reader = build(cfg, world)
+    train = [example for item in splits["train"] for example in reader.examples(item, every_window=True)]
+    cut, reader.cut = reader.cut, 0
+    dev = [example for item in splits["dev"] for example in reader.examples(item)]
+    if world.rank == 0:
+        print(f"{len(train):,} examples to learn, {sum(len(e.target) for e in train):,} tokens with a loss; {cut:,} "
+              f"texts were cut to {cfg.max_source} or {cfg.max_target} tokens", flush=True)
+
+    def loss_of(net, part):
+        examples = [train[j] for j in part]
+        n_N = torch.tensor([len(example.target) for example in examples], device=world.device)
+        # The mean over an answer's tokens: each example counts alike, as in the authors' batches of 1 a process.
+        return -(net(examples) / n_N).sum()
+
+    state = {"settings": settings(cfg, ("data",), FREE), "log": [], "best": {"dev_log_perplexity": float("inf")}}
+    descend(cfg, world, cfg.seed, Path(cfg.out) / "training", model, len(train), loss_of,
+            partial(select, model, tok, dev, cfg, world), state, cfg.select_every)
+    world.wait()                                                   # for OUT/training/best, which rank 0 writes
+    return state, {"train": cut, "dev": reader.cut}
+
+
+def build(cfg, world):
+    """The model with its new token, its tokenizer, and the reader of items."""
+    device = torch.device("cpu") if cfg.parallel == "fsdp" else world.device       # fsdp moves block by block
+    gpt, tok = load(cfg.model, getattr(torch, cfg.weights), device)
+    n_new = int(START not in tok.specials)
+    if n_new:                        # behind every row that the weights have, which may be more than len(tok)
+        tok.add_special(START, gpt.add_tokens(1))
+    model = AnswerModel(gpt, tok.eos_id).to(device)
+    choose_weights(model, cfg, n_new)
+    if cfg.parallel == "fsdp":
+        shard_model(model, device_mesh(world, 0), cfg.dtype)
+    return model, tok, make_reader(cfg, tok, gpt.cfg)
+
+
+def make_reader(cfg, tok, gpt_cfg):
+    if cfg.max_source + cfg.max_target + 2 > gpt_cfg.n_positions:
+        raise UserError(f"--max-source {cfg.max_source} and --max-target {cfg.max_target} with two tokens more are "
+                        f"longer than the model's {gpt_cfg.n_positions} positions; lower them")
+    return Reader(tok, tok.specials[START], cfg.max_source, cfg.max_target, cfg.stride)
+
+
+def select(model, tok, dev, cfg, world, state):
+    """Note the log-perplexity of dev's answers (nats a token); where it is the lowest so far, keep the model."""
+    log_p = sum(log_probabilities(model, dev, cfg, world))
+    state["log"][-1]["dev_log_perplexity"] = nats = -log_p / sum(len(example.target) for example in dev)
+    if nats < state["best"]["dev_log_perplexity"]:
+        state["best"] = {"dev_log_perplexity": nats, "step": state["log"][-1]["step"]}
+        save(model, tok, Path(cfg.out) / "training/best", world)
+    return f"dev {nats:.3f} nats a token"
+
+
+@torch.no_grad()
+def log_probabilities(model, examples, cfg, world):
+    """log p of each example's target, on every process."""
+    model.eval()
+    order = torch.tensor([len(example) for example in examples]).argsort()
+    log_p_N = torch.zeros(len(examples), device=world.device)
+    for batch in order.split(cfg.micro_batch_size * world.size):
+        for part, weight, _ in parts(batch, world, cfg.micro_batch_size):
+            with computing(world, cfg):
+                log_p = model([examples[j] for j in part])
+            log_p_N[part] += weight * log_p
+    return world.sum(log_p_N).tolist()
+
+
+def save(model, tok, folder, world):
+    """A Hugging Face folder of the model as it is, additions of low rank merged in."""
+    whole = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if world.rank:
+        return
+    with torch.device("meta"):
+        plain = GPT(model.gpt.cfg)
+    plain.load_state_dict({name.removeprefix("gpt."): w for name, w in merged(whole).items()}, assign=True)
+    with written_whole(folder) as temporary:
+        plain.save_pretrained(temporary)
+        tok.save(temporary)
+
+
+# ---- Answers to the test ----
+
+def predict(cfg, world, test):
+    """Answer every item with OUT/training/best; processes share the items. Returns the records of predictions.jsonl."""
+    dtype = torch.bfloat16 if cfg.dtype == "bfloat16" else torch.float32
+    gpt, tok = load(str(Path(cfg.out) / "training/best"), dtype, world.device)
+    reader, alone = make_reader(cfg, tok, gpt.cfg), replace(world, rank=0, size=1)
+    cfg = replace(cfg, parallel="none")                            # from here on each process has a model of its own
+    mine, model = test[world.rank::world.size], AnswerModel(gpt, tok.eos_id)
+    references = [example for item in mine for example in reader.examples(item)[:1]]
+    reference_log_p = log_probabilities(model, references, cfg, alone)
+    sources = [(i, source) for i, item in enumerate(mine) for source in reader.sources(item)]
+    answers = decode(cfg, gpt, tok, [source for _, source in sources])
+    candidates = [(i, Example(source, [*ids, tok.eos_id])) for (i, source), found in zip(sources, answers, strict=True)
+                  for ids in found]
+    log_p = log_probabilities(model, [example for _, example in candidates], cfg, alone)
+    texts = [[] for _ in mine]
+    for (i, example), value in zip(candidates, log_p, strict=True):
+        texts[i].append((tok.decode(example.target[:-1]).strip(), value))
+    records = []
+    for item, found, reference, nats in zip(mine, texts, references, reference_log_p, strict=True):
+        ranked = ranked_answers(found) if cfg.short else [found[0][0]]
+        records.append({"id": item.id, "group": item.group, "answer": ranked[0] if ranked else "", "candidates": found,
+                        "reference_log_probability": nats, "reference_tokens": len(reference.target)})
+    order = {item.id: i for i, item in enumerate(test)}
+    return sorted(world.gather(records), key=lambda record: order[record["id"]])
+
+
+def decode(cfg, gpt, tok, sources):
+    """For each source (ids) its answers, lists of ids: one, or with --decode beam the `beams` best."""
+    answers = [None] * len(sources)
+    for indices in groups([len(source) for source in sources], cfg.decode_batch):
+        prompts = [sources[i] for i in indices]
+        if cfg.decode == "beam":
+            found = beam_search(gpt, prompts, cfg.max_new_tokens, cfg.beams, cfg.length_penalty, cfg.no_repeat_ngram,
+                                cfg.min_new_tokens, cfg.stopping, tok.eos_id)
+            found = [[ids for _, ids in best] for best in found]
+        else:
+            found = [[[]] for _ in prompts]
+            temperature = cfg.temperature if cfg.decode == "sample" else 0
+            for column in stream(gpt, prompts, cfg.max_new_tokens, temperature, cfg.top_k, cfg.top_p, seed=cfg.seed,
+                                 eos_id=tok.eos_id):
+                for row, token in column:
+                    found[row][0].append(token)
+        for i, best in zip(indices, found, strict=True):
+            answers[i] = best
+    return answers
+
+
+def answer(cfg):
+    """Print the answer to one prompt."""
+    device = pick_device()
+    gpt, tok = load(cfg.model, getattr(torch, matrix_dtype(cfg.dtype, device)), device)
+    if START not in tok.specials:
+        raise UserError(f"{cfg.model} was not fine-tuned by this script: its tokenizer has no {START}")
+    sources = make_reader(cfg, tok, gpt.cfg).sources(cfg)
+    print(WARNING, file=sys.stderr)
+    texts = [tok.decode(found[0]).strip() for found in decode(cfg, gpt, tok, sources)]
+    print(text := next(filter(None, texts), ""))        # the first window of the context that has an answer in it
+    return text
+
+
+def check(cfg):
+    for name in ("max_new_tokens", "beams", "max_source", "max_target", "stride", "decode_batch"):
+        if getattr(cfg, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} is {getattr(cfg, name)}; it must be at least 1")
+    if isinstance(cfg, Answer) and not cfg.prompt.strip():
+        raise UserError("--prompt is empty; ask something")
+
+
+def with_file(words):
+    """The command line's words; a file of one's own in a preset's place becomes the preset "file" with its flags."""
+    if words and words[0].endswith(".jsonl"):
+        return ["file", "--data", words[0], "--out", f"out/{Path(words[0]).stem}", *words[1:]]
+    return words
+
+
+if __name__ == "__main__":
+    with speaking_to_the_user():
+        main(parse_args(FinetuneAnswers, PRESETS, with_file(sys.argv[1:])))

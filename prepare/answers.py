@@ -1,0 +1,144 @@
+"""Prompts and answers of three releases to one format, the one that finetune_answers.py reads.
+
+    python prepare/answers.py medquad MedQuAD/ data/answers/medquad.jsonl           # the repository's XML, or .jsonl
+    python prepare/answers.py meqsum meqsum.csv data/answers/meqsum.jsonl           # the sheet saved as CSV, or .jsonl
+    python prepare/answers.py bioasq train.json data/answers/bioasq.jsonl --test test.json       # in SQuAD's form
+
+Each line of OUT is {"id", "prompt", "answer", "context", "answers", "group", "split"}. None of the first two has a
+split of its own: it is made here by a hash, the same for everyone, and printed.
+
+Teaches where such data leaks from training into the test: MedQuAD asks about one disease again and again (a disease is
+in one split only), and the same snippets and questions stand in several years of BioASQ (what the test asks is taken
+out of training).
+
+Where from: MedQuAD, github.com/abachaa/MedQuAD (CC BY 4.0); MeQSum, github.com/abachaa/MeQSum; BioASQ task b's factoid
+questions in SQuAD's form, as BioBERT's authors made them (github.com/dmis-lab/bioasq-biobert), after registration at
+participants-area.bioasq.org. Not here: how items become tokens (answers.py).
+"""
+import sys
+import xml.etree.ElementTree as ET
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import tyro
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))   # run as a script, Python looks in prepare/ alone
+from answers import SHARES, Item, splits_of  # noqa: E402
+from common import UserError, parse_args, read_json, speaking_to_the_user, write_json_lines  # noqa: E402
+from prepare.qa import Malformed, read_records  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Answers:
+    task: Annotated[Literal["medquad", "meqsum", "bioasq"], tyro.conf.Positional]        # whose shape
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IN")]
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+    test: Path | None = None         # bioasq: the file of the test questions; IN is then divided into train and dev
+
+
+def from_medquad(source):
+    """Yield an Item a question. TRAP: ids repeat between the nine collections, and some answers were removed."""
+    if source.is_dir():
+        for path in sorted(source.rglob("*.xml")):
+            document = ET.parse(path).getroot()
+            focus = document.findtext("Focus") or path.stem
+            for pair in document.iter("QAPair"):
+                yield medquad_item(f"{path.parent.name}/{path.stem}-{pair.get('pid')}", focus,
+                                   pair.findtext("Question"), pair.findtext("Answer"))
+    else:
+        for where, record in read_records(source):
+            yield medquad_item(where, record["focus"], record["question"], record["answer"])
+
+
+def medquad_item(id_, focus, question, answer):
+    question = squeezed(question).replace(" ?", "?")
+    return Item(id_, question, squeezed(answer), group=squeezed(focus).lower())
+
+
+def from_meqsum(source):
+    """File, CHQ, Summary in the sheet. The letters keep their lines (SUBJECT, MESSAGE)."""
+    for where, record in read_records(source):
+        if isinstance(record, list):
+            if record[1] == "CHQ":               # the sheet's first row
+                continue
+            record = dict(zip(("id", "question", "summary"), record, strict=True))
+        prompt = record["question"].strip()
+        yield Item(str(record["id"]) or where, prompt, squeezed(record["summary"]), group=" ".join(prompt.split()))
+
+
+def from_squad(path):
+    """Yield an Item a question and snippet. TRAP: ids are QUESTION_NNN, several snippets a question: one group."""
+    for article in read_json(path, "BioASQ in SQuAD's form")["data"]:
+        for paragraph in article["paragraphs"]:
+            for qa in paragraph["qas"]:
+                answers = tuple(dict.fromkeys(answer["text"].strip() for answer in qa["answers"]))
+                yield Item(qa["id"], squeezed(qa["question"]), answers[0], paragraph["context"].strip(), answers,
+                           qa["id"].split("_")[0])
+
+
+def bioasq(cfg):
+    """The items of both files, each with its split. TRAP: test 7b and later training sets share questions."""
+    if cfg.test is None:
+        return list(from_squad(cfg.source))
+    test = [replace(item, split="test") for item in from_squad(cfg.test)]
+    asked = {item.group for item in test} | {item.prompt.lower() for item in test}
+    read = {item.context for item in test}
+    rest, left = [], list(from_squad(cfg.source))
+    for item in left:
+        if not asked & {item.group, item.prompt.lower()} and item.context not in read:
+            rest.append(item)
+    print(f"{cfg.source}: {len(left) - len(rest):,} items left out, since the test has their question or snippet")
+    divided = splits_of(rest, {"train": 0.9, "dev": 0.1})
+    return [replace(item, split=name) for name, items in divided.items() for item in items] + test
+
+
+def squeezed(text):
+    return " ".join((text or "").split())
+
+
+def main(cfg):
+    try:
+        items = {"medquad": lambda: list(from_medquad(cfg.source)), "meqsum": lambda: list(from_meqsum(cfg.source)),
+                 "bioasq": lambda: bioasq(cfg)}[cfg.task]()
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, Malformed, ET.ParseError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{cfg.source}: no file of {cfg.task} ({error!r})") from error
+    good, n = checked(items)
+    if not good:
+        raise UserError(f"{cfg.source}: holds no prompt with an answer")
+    shares = {"train": 0.45, "dev": 0.05, "test": 0.5} if cfg.task == "meqsum" else SHARES     # half and half, as usual
+    divided = splits_of(good, shares)
+    good = [replace(item, split=name) for name, members in divided.items() for item in members]
+    write_json_lines(cfg.out, map(asdict, good))
+    print(f"{cfg.out}: {len(good):,} items; {n:,} without an answer or said twice are left out")
+    report(divided)
+    return good
+
+
+def checked(items):
+    """(the items that can be learned, each once and with an id of its own; how many are left out)"""
+    good, seen, ids = [], set(), set()
+    for number, item in enumerate(items, 1):
+        if item.prompt and item.answer and (item.prompt, item.context, item.answer) not in seen:
+            seen.add((item.prompt, item.context, item.answer))
+            good.append(replace(item, id=f"{item.id}-{number}") if item.id in ids else item)
+            ids.add(good[-1].id)
+    return good, len(items) - len(good)
+
+
+def report(divided):
+    learned = {item.answer for item in divided["train"]}
+    for name, items in divided.items():
+        if items:
+            half, top = np.percentile([len(item.answer) for item in items], [50, 100]).astype(int)
+            known = sum(item.answer in learned for item in items) if name != "train" else 0
+            print(f"{name:5} {len(items):7,} items in {len({item.group for item in items}):,} groups; answers of "
+                  f"{half:,} characters, the longest {top:,}; {known:,} of them stand in train, too")
+
+
+if __name__ == "__main__":
+    with speaking_to_the_user():
+        main(parse_args(Answers))
