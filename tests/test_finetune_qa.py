@@ -1,5 +1,6 @@
 """Fine-tuning on questions: the head is right, the report is honest, and a bad file is named with its line."""
 import json
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -277,26 +278,26 @@ def test_a_question_longer_than_the_context_is_cut_counted_and_answered(cfg, tmp
 
 @pytest.mark.parametrize("lora", [0, 2])
 def test_an_interrupted_run_goes_on_to_the_result_of_an_undisturbed_one(cfg, tmp_path, monkeypatch, lora):
-    """Killed in the second seed between two checkpoints; dropout and the order of questions are those of the step."""
+    """Told to stop in the second seed between two checkpoints; dropout and order of questions are those of the step."""
     cfg = replace(cfg, seeds=(0, 1), epochs=3, lora_rank=lora, checkpoint_every=2)
     undisturbed = finetune_qa.main(replace(cfg, out=str(tmp_path / "undisturbed")))
     rate, calls = finetuning.learning_rate, []
 
-    def killed(*args):
+    def stopped(*args):
         calls.append(args)
         if len(calls) == 9 + 6:
-            raise RuntimeError("killed")
+            signal.raise_signal(signal.SIGTERM)
         return rate(*args)
 
-    monkeypatch.setattr(finetuning, "learning_rate", killed)
-    with pytest.raises(RuntimeError, match="killed"):
+    monkeypatch.setattr(finetuning, "learning_rate", stopped)
+    with pytest.raises(KeyboardInterrupt, match="saved seed 1 after step 5"):
         finetune_qa.main(cfg)
     with pytest.raises(UserError, match="interrupted run with epochs = 3, now it is 4"):
         finetune_qa.main(replace(cfg, epochs=4))
     calls.clear()
     monkeypatch.setattr(finetuning, "learning_rate", lambda *args: calls.append(args) or rate(*args))
     resumed = finetune_qa.main(cfg)
-    assert len(calls) == 5, "the first seed is not trained again, the second goes on from step 4"
+    assert len(calls) == 3, "the first seed is not trained again, the second goes on from step 6"
     for name in ("accuracy", "macro_f1", "brier", "per_seed"):
         assert resumed[name] == undisturbed[name]
     for name in ("predictions", "log"):
