@@ -16,6 +16,9 @@ import torch
 from common import UserError, read_json
 from shards import open_shard
 
+GOLDEN, FIRST, SECOND = np.array([0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB], np.uint64)
+R30, R27, R31 = np.array([30, 27, 31], np.uint64)
+
 
 class Corpus:
     """The shards of one split, read as one array of tokens and cut into windows."""
@@ -51,15 +54,15 @@ class Corpus:
 
     def cut(self, starts):
         """ids_BT and targets_BT (int64) of the windows that begin at `starts`."""
-        tokens_BT = np.stack([self.read(start, self.window + 1) for start in starts]).astype(np.int64)
-        return torch.from_numpy(tokens_BT[:, :-1].copy()), torch.from_numpy(tokens_BT[:, 1:].copy())
+        tokens_BT = torch.from_numpy(np.stack([self.read(start, self.window + 1) for start in starts], dtype=np.int64))
+        return tokens_BT[:, :-1], tokens_BT[:, 1:]            # two views of the same numbers
 
     def batch(self, step, batch_size, rows=slice(None)):
         """The given rows of a step's batch. Every epoch has an order and a shift of the windows of its own, so that
         8.67 passes over PubMed hardly ever see the same cut twice."""
         sample = np.arange(step * batch_size, (step + 1) * batch_size, dtype=np.uint64)[rows]
         epoch, position = np.divmod(sample, np.uint64(self.n_windows))
-        key = mix(mix(np.uint64(self.seed)) + epoch)
+        key = mix(mix(np.array([self.seed], np.uint64)) + epoch)
         starts = permute(position, self.n_windows, key) * np.uint64(self.window) + key % np.uint64(self.window)
         return self.cut(starts.tolist())
 
@@ -82,13 +85,12 @@ def document_starts(ids_BT, eos_id):
     return (t_T * begins_BT).cummax(1).values
 
 
-def mix(x):
+def mix(x_B):
     """A hash of uint64 (splitmix64's finaliser): every bit that goes in turns about half of those that come out."""
-    with np.errstate(over="ignore"):
-        x = x + np.uint64(0x9E3779B97F4A7C15)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    x_B = x_B + GOLDEN                                            # arrays wrap around; scalars would warn
+    x_B = (x_B ^ (x_B >> R30)) * FIRST
+    x_B = (x_B ^ (x_B >> R27)) * SECOND
+    return x_B ^ (x_B >> R31)
 
 
 def permute(i_B, n, key_B):
