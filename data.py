@@ -55,7 +55,7 @@ class Corpus:
     def cut(self, starts):
         """ids_BT and targets_BT (int64) of the windows that begin at `starts`."""
         tokens_BT = torch.from_numpy(np.stack([self.read(start, self.window + 1) for start in starts], dtype=np.int64))
-        return tokens_BT[:, :-1], tokens_BT[:, 1:]            # two views of the same numbers
+        return tokens_BT[:, :-1].contiguous(), tokens_BT[:, 1:].contiguous()
 
     def batch(self, step, batch_size, rows=slice(None)):
         """The given rows of a step's batch. Every epoch has an order and a shift of the windows of its own, so that
