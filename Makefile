@@ -19,12 +19,13 @@ test: .venv/ready lint
 lint: .venv/ready
 	.venv/bin/ruff check .
 
-# The CPU benchmarks, half an hour alone on the machine; TEXT names a folder of PubMed texts: see bench/tokenizer.py
+# The CPU benchmarks, half an hour alone on the machine. Two of them want data: TEXT names a folder of PubMed texts (see
+# bench/tokenizer.py), QUESTIONS a file of prepare/qa.py's and TOKENIZER the folder that its tokens are counted with.
 bench: .venv/ready
 	$(PY) bench/train.py
 	$(PY) bench/kills.py
-	$(PY) bench/qa.py
 	$(PY) bench/sample.py
+	$(if $(QUESTIONS),$(PY) bench/qa.py --questions $(QUESTIONS) --tokenizer $(or $(TOKENIZER),data/tokenizer),@echo "bench/qa.py left out: make bench QUESTIONS=FILE TOKENIZER=FOLDER")
 	$(if $(TEXT),$(PY) bench/tokenizer.py --text $(TEXT),@echo "bench/tokenizer.py left out: make bench TEXT=FOLDER")
 
 # Every check that needs a GPU, within ten minutes, into results/ or the folder that GPU_OUT names;

@@ -16,9 +16,6 @@ import torch
 from common import UserError, read_json
 from shards import open_shard
 
-GOLDEN, FIRST, SECOND = np.array([0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB], np.uint64)
-R30, R27, R31 = np.array([30, 27, 31], np.uint64)
-
 
 class Corpus:
     """The shards of one split, read as one array of tokens and cut into windows."""
@@ -83,6 +80,10 @@ def document_starts(ids_BT, eos_id):
     t_T = torch.arange(ids_BT.shape[1], dtype=torch.int32, device=ids_BT.device)
     begins_BT = torch.nn.functional.pad(ids_BT[:, :-1] == eos_id, (1, 0))
     return (t_T * begins_BT).cummax(1).values
+
+
+GOLDEN, FIRST, SECOND = np.array([0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB], np.uint64)
+R30, R27, R31 = np.array([30, 27, 31], np.uint64)
 
 
 def mix(x_B):
