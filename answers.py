@@ -24,7 +24,6 @@ import torch.nn.functional as F
 from common import UserError
 from data import document_starts
 from packed import first_fit
-from trainable import logits
 
 START = "<|startoftext|>"
 SHARES = {"train": 0.8, "dev": 0.1, "test": 0.1}
@@ -177,6 +176,6 @@ class AnswerModel(nn.Module):
         start_BT = document_starts(ids_BT, self.eos_id)
         position_BT = torch.arange(width, device=device) - start_BT
         x_BTD = self.gpt.hidden(ids_BT, doc_start_BT=start_BT, position_BT=position_BT)
-        logits_MV = logits(self.gpt.wte, x_BTD[row_M, target_M - 1]).float()       # only where a target is predicted
+        logits_MV = self.gpt.logits(x_BTD[row_M, target_M - 1]).float()            # only where a target is predicted
         log_p_M = -F.cross_entropy(logits_MV, ids_BT[row_M, target_M], reduction="none")
         return log_p_M.new_zeros(len(examples)).index_add(0, example_M, log_p_M)

@@ -27,10 +27,10 @@ def beam_search(model, prompts, max_new_tokens, beams=5, length_penalty=1.0, no_
     A search ends with `beams` finished texts: at once ("full"), or when the best running text could not beat the worst
     of them, judged by its present length ("likely") or by the length that would favour it most ("never").
     """
-    P, W, T, device = len(prompts), beams, len(prompts[0]), model.wpe.weight.device
+    P, W, T, device = len(prompts), beams, len(prompts[0]), model.ln_f.weight.device
     max_new_tokens = min(max_new_tokens, model.cfg.n_positions - T)
     text_RT = torch.tensor(prompts, device=device)                    # R = P W running texts, prompt by prompt
-    cache = KVCache(model.cfg, P, T + max_new_tokens, model.wpe.weight)
+    cache = KVCache(model.cfg, P, T + max_new_tokens, model.ln_f.weight)
     logits_RV = next_logits(model, cache, text_RT).repeat_interleave(W, 0)
     if not logits_RV.isfinite().all():
         raise UserError("the model predicts no numbers (NaN or infinity): its weights are damaged")

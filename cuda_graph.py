@@ -40,7 +40,7 @@ class StaticCache:
 class GraphStep:
     """The next token's logits, again and again. Without `record`, the same operations one by one."""
 
-    def __init__(self, model, head, cache, record=True):
+    def __init__(self, model, cache, record=True):
         device, width = cache.v_LBHSK.device, cache.v_LBHSK.shape[-1]
         try:
             require_triton(device)
@@ -48,14 +48,14 @@ class GraphStep:
             raise UserError(f"{error}; for sample.py, --no-cuda-graph") from error
         if width & (width - 1):
             raise UserError(f"flash_decode wants heads whose width is a power of 2, not {width}; use --no-cuda-graph")
-        self.model, self.head, self.cache, self.graph = model, head, StaticCache(cache), None
+        self.model, self.cache, self.graph = model, StaticCache(cache), None
         self.ids_B1 = torch.zeros(cache.v_LBHSK.shape[1], 1, dtype=torch.int64, device=device)
         if record:
             self.record()
 
     def step(self):
         x_B1D = self.model.hidden(self.ids_B1, self.cache, position_BT=self.cache.position_1)
-        return self.head(self.model, x_B1D[:, -1])
+        return self.model.logits(x_B1D[:, -1])
 
     def record(self):
         """Run twice, so that kernels are compiled and workspaces taken, then record. What is written meanwhile stands

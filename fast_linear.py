@@ -31,6 +31,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from model import linears
+
 BLOCK = 2**19               # weights converted at a time: 2 MB in fp32, which stay in the cache for the product
 
 # ---- How each layout packs W_OI (and the bias) and multiplies x_BI with it. O and I: outputs, inputs ----
@@ -173,17 +175,17 @@ class FastLinear(nn.Module):
 def lay_out(model, layout):
     """Put the weights of a loaded model.GPT into a layout, one matrix after the other; what they were is freed.
 
-    Adds model.lm_head, the embedding used as the head. `plain` and `blocks` share its memory; the others hold it twice
-    (BioMedLM: 74 MB in int8, 148 MB in bf16), since looking up a row wants it as it was. Returns the bytes of weights
-    that a token has to read.
+    Sets model.lm_head, mostly the embedding used as the head. `plain` and `blocks` share its memory; the others hold it
+    twice (BioMedLM: 74 MB in int8, 148 MB in bf16), since looking up a row wants it as it was. Returns the bytes of
+    weights that a token has to read.
     """
     weights, itemsize = model.wte.weight.numel(), model.wte.weight.itemsize
     for block in model.h:
-        for part, name in ((block.attn, "c_attn"), (block.attn, "c_proj"), (block.mlp, "c_fc"), (block.mlp, "c_proj")):
-            linear = getattr(part, name)
+        for owner, name, linear in linears(block):
             weights += linear.weight.numel()
-            setattr(part, name, FastLinear(linear.weight.detach(), linear.bias.detach(), layout))
-    model.lm_head = FastLinear(model.wte.weight.detach(), None, layout)
+            bias_O = None if linear.bias is None else linear.bias.detach()
+            setattr(owner, name, FastLinear(linear.weight.detach(), bias_O, layout))
+    model.lm_head = FastLinear((model.lm_head or model.wte).weight.detach(), None, layout)
     for name, p in model.named_parameters():       # what is left: the embeddings and the LayerNorms
         if name != "wte.weight":                   # bf16 rows of the embedding + fp32 positions make fp32 inputs
             p.data = p.data.to(LAYOUTS[layout].inputs or p.dtype)

@@ -40,7 +40,6 @@ from common import (
 )
 from finetuning import Finetuning, descend, settings
 from heads import computing, parts
-from model import GPT
 from parallel import device_mesh, join_world, shard_model
 from prompts import groups
 from runtime import matrix_dtype, pick_device
@@ -221,7 +220,7 @@ def save(model, tok, folder, world):
     if world.rank:
         return
     with torch.device("meta"):
-        plain = GPT(model.gpt.cfg)
+        plain = type(model.gpt)(model.gpt.cfg)
     plain.load_state_dict({name.removeprefix("gpt."): w for name, w in merged(whole).items()}, assign=True)
     with written_whole(folder) as temporary:
         plain.save_pretrained(temporary)

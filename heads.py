@@ -82,6 +82,8 @@ class Classifier(nn.Module):
     def __init__(self, gpt, pad_id, labels=()):
         super().__init__()
         self.gpt, self.pad_id = gpt, pad_id
+        del gpt.lm_head              # nobody will ask for the next token
+        gpt.lm_head = None
         self.score = nn.Linear(gpt.cfg.n_embd, len(labels) or 1, bias=not labels)     # as in the authors' two scripts
         nn.init.normal_(self.score.weight, 0.0, gpt.cfg.initializer_range)
         if not labels:
@@ -114,7 +116,7 @@ class Likelihood(nn.Module):
         for row, stem, last, branch in zip(packed.row_N, packed.stem_N, packed.last_N, branches, strict=True):
             # The prefix's last token predicts the option's first; each of the option's the one behind it.
             before = torch.cat([stem[None], torch.arange(last - len(branch) + 1, last, device=last.device)])
-            logits_TV = F.linear(x_BTD[row, before], self.gpt.wte.weight).float()
+            logits_TV = self.gpt.logits(x_BTD[row, before]).float()
             target_T = torch.tensor(branch, device=last.device)
             scores.append(-F.cross_entropy(logits_TV, target_T, reduction="sum"))
         return nn.utils.rnn.pad_sequence(torch.stack(scores).split(packed.sizes), batch_first=True,

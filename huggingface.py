@@ -30,7 +30,7 @@ def find_folder(name_or_folder):
         raise UserError(f"{name!r}: no such folder; give a model's folder or a name on the Hugging Face hub")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-    wanted = ["*.json", "*.safetensors", "pytorch_model*.bin", "merges.txt"]
+    wanted = ["*.json", "*.safetensors", "pytorch_model*.bin", "merges.txt", "vocab.txt"]
     try:
         return Path(snapshot_download(name, allow_patterns=wanted))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
@@ -89,6 +89,26 @@ def open_weights(path):
     except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{path}: damaged, or more than tensors in it ({reason}); download it again") from error
+
+
+def fill(model, tensors, folder, dtype, transposed=()):
+    """Give a model on the "meta" device its weights, name -> tensor, each converted to `dtype` when its turn comes.
+
+    `transposed`: the ends of names whose weight lies as [in, out]. UserError for what lacks, is too much or of another
+    shape.
+    """
+    state = {}
+    for name, p in model.named_parameters():
+        if name not in tensors:
+            raise UserError(f"{folder}: the weights lack {name}; is the download whole?")
+        tensor = tensors.pop(name)
+        tensor = tensor.t() if transposed and name.endswith(transposed) else tensor
+        if tensor.shape != p.shape:
+            raise UserError(f"{folder}: {name} is {tuple(tensor.shape)}, by config.json it is {tuple(p.shape)}")
+        state[name] = tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)
+    if tensors:
+        raise UserError(f"{folder}: the weights hold {min(tensors)}, which a {type(model).__name__} does not have")
+    model.load_state_dict(state, assign=True)
 
 
 def write_tensors(folder, plan, get):

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from common import UserError
-from huggingface import find_folder, read_config, read_tensors, write_config, write_tensors
+from huggingface import fill, find_folder, read_config, read_tensors, write_config, write_tensors
 
 # GPT-2's linear layers were written as Conv1D, whose weight is [in, out]: nn.Linear's, transposed.
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
@@ -76,6 +76,10 @@ class GPTConfig:
     def mlp_width(self):
         return self.n_inner or 4 * self.n_embd
 
+    @property
+    def head_width(self):
+        return self.n_embd // self.n_head
+
     def flops_per_token(self, T):
         """Training FLOPs for one token in a window of T: 6N + 12 L D T, N the weights that meet in a matrix product.
 
@@ -92,7 +96,7 @@ class Attention(nn.Module):
         self.layer, self.n_head, self.dropout = layer, cfg.n_head, cfg.attn_pdrop
         self.c_attn = nn.Linear(cfg.n_embd, 3 * cfg.n_embd)
         self.c_proj = nn.Linear(cfg.n_embd, cfg.n_embd)
-        self.scale = (cfg.n_embd // cfg.n_head) ** -0.5
+        self.scale = cfg.head_width ** -0.5
         if cfg.scale_attn_by_inverse_layer_idx:
             # Mistral's trick, kept by BioMedLM: deep layers cannot overflow fp16, and the weights learn around it.
             self.scale /= layer + 1
@@ -146,6 +150,12 @@ class Block(nn.Module):
         return x_BTD + self.drop(self.mlp(self.ln_2(x_BTD)))
 
 
+def linears(block):
+    """(owner, name, linear) of every nn.Linear in a block, in a fixed order: for who puts something in their place."""
+    return [(owner, name, child) for owner in block.modules() for name, child in owner.named_children()
+            if isinstance(child, nn.Linear)]
+
+
 class CrossEntropy(torch.autograd.Function):
     """The sum of -log softmax(logits)[target] over the targets that are not negative.
 
@@ -180,6 +190,7 @@ class GPT(nn.Module):
         self.drop = nn.Dropout(cfg.embd_pdrop)
         self.h = nn.ModuleList(Block(cfg, layer) for layer in range(cfg.n_layer))
         self.ln_f = nn.LayerNorm(cfg.n_embd, cfg.layer_norm_epsilon)
+        self.lm_head = None         # what stands in for the embedding as the head: fast_linear.py, trainable.py
         self.kernels = None
         if not self.wte.weight.is_meta:
             self.init_weights(torch.randint(2**31, ()).item())
@@ -222,7 +233,7 @@ class GPT(nn.Module):
         if kernels == "triton" or (kernels == "auto" and device.type == "cuda"):
             from kernels import require_triton  # here: Triton is for Linux, and this file for everyone
             try:
-                said = require_triton(device, self.cfg.n_embd // self.cfg.n_head)
+                said = require_triton(device, self.cfg.head_width)
                 from kernels import transformer as chosen
             except UserError as error:
                 if kernels == "triton":
@@ -241,6 +252,18 @@ class GPT(nn.Module):
         be longer than n_positions.
         """
         assert self.kernels is None or (cache is None and visible_BTS is None), "use_kernels('torch') for these"
+        visible_BTS, position_BT = self.places(ids_BT, cache, doc_start_BT, visible_BTS, position_BT)
+        x_BTD = self.drop(self.wte(ids_BT) + self.wpe(position_BT))
+        if self.kernels and torch.is_autocast_enabled(x_BTD.device.type):     # the kernels take what they are given
+            x_BTD = x_BTD.to(torch.get_autocast_dtype(x_BTD.device.type))
+        for block in self.h:
+            x_BTD = block(x_BTD, cache, visible_BTS, doc_start_BT)
+        if cache:
+            cache.length += ids_BT.shape[1]
+        return self.ln_f(x_BTD)
+
+    def places(self, ids_BT, cache, doc_start_BT, visible_BTS, position_BT):
+        """What hidden was not told: (visible_BTS, None for all up to the query itself; position_BT)."""
         past, T = cache.length if cache else 0, ids_BT.shape[1]
         if position_BT is None:
             if past + T > self.cfg.n_positions:
@@ -250,21 +273,18 @@ class GPT(nn.Module):
         if doc_start_BT is not None and self.kernels is None:
             s_S = torch.arange(T, device=ids_BT.device)
             visible_BTS = (s_S <= s_S[:, None]) & (s_S >= doc_start_BT[:, :, None])
-        x_BTD = self.drop(self.wte(ids_BT) + self.wpe(position_BT))
-        if self.kernels and torch.is_autocast_enabled(x_BTD.device.type):     # the kernels take what they are given
-            x_BTD = x_BTD.to(torch.get_autocast_dtype(x_BTD.device.type))
-        for block in self.h:
-            x_BTD = block(x_BTD, cache, visible_BTS, doc_start_BT)
-        if cache:
-            cache.length += T
-        return self.ln_f(x_BTD)
+        return visible_BTS, position_BT
+
+    def logits(self, x_BTD):
+        """logits_BTV of hidden's output (or of some of its rows): the embedding, transposed, is the head."""
+        return F.linear(x_BTD, self.wte.weight) if self.lm_head is None else self.lm_head(x_BTD)
 
     def forward(self, ids_BT, targets_BT=None, cache=None, doc_start_BT=None):
         """logits_BTV; or, given targets_BT, the mean cross-entropy in nats over those targets that are not negative."""
         x_BTD = self.hidden(ids_BT, cache, doc_start_BT)
         if self.kernels and targets_BT is not None:
             return self.kernels.loss(x_BTD, self.wte.weight, targets_BT)
-        logits_BTV = F.linear(x_BTD, self.wte.weight)
+        logits_BTV = self.logits(x_BTD)
         if targets_BT is None:
             return logits_BTV
         # fp32: in bf16 the softmax over 28,896 logits would lose the small probabilities. COST: 4 V bytes a token.
@@ -290,20 +310,10 @@ class GPT(nn.Module):
             cfg = replace(cfg, vocab_size=max(cfg.vocab_size, len(tensors["wte.weight"])))
         with torch.device("meta"):
             model = cls(cfg)
-        lm_head, state = tensors.pop("lm_head.weight", None), {}
-        for name, p in model.named_parameters():
-            if name not in tensors:
-                raise UserError(f"{folder}: the weights lack {name}; is the download whole?")
-            tensor = tensors.pop(name)
-            tensor = tensor.t() if name.endswith(CONV1D) else tensor
-            if tensor.shape != p.shape:
-                raise UserError(f"{folder}: {name} is {tuple(tensor.shape)}, by config.json it is {tuple(p.shape)}")
-            state[name] = tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)
-        if tensors:
-            raise UserError(f"{folder}: the weights hold {min(tensors)}, which a GPT-2 language model does not have")
-        if lm_head is not None and not torch.equal(lm_head.to(dtype), state["wte.weight"]):
+        lm_head = tensors.pop("lm_head.weight", None)
+        fill(model, tensors, folder, dtype, transposed=CONV1D)
+        if lm_head is not None and not torch.equal(lm_head.to(dtype), model.wte.weight):
             raise UserError(f"{folder}: lm_head.weight differs from wte.weight; this model ties them")
-        model.load_state_dict(state, assign=True)
         return model.eval()
 
     @torch.no_grad()

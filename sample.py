@@ -21,14 +21,13 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
+from baselines import load_model, load_tokenizer
 from common import UserError, parse_args, speaking_to_the_user
 from fast_linear import choose_layout, lay_out
 from huggingface import find_folder
-from model import GPT
 from prompts import encode_prompt, groups, read_prompts, shorten
 from runtime import matrix_dtype, pick_device, read_bandwidth
 from text_stream import TextStream, check_stops
-from tokenizer import Tokenizer
 
 WARNING = ("for research only: a language model writes what sounds likely, not what is true; "
            "take nothing it says as medical advice")
@@ -65,7 +64,7 @@ class KVCache:
     """
 
     def __init__(self, cfg, batch, positions, like):
-        L, H, K = cfg.n_layer, cfg.n_head, cfg.n_embd // cfg.n_head
+        L, H, K = cfg.n_layer, cfg.n_head, cfg.head_width
         self.k_LBHKS = like.new_empty(L, batch, H, K, positions)
         self.v_LBHSK = like.new_empty(L, batch, H, positions, K)
         self.length = 0                 # the model raises it once all layers have read the new tokens
@@ -113,14 +112,9 @@ def choose(logits_BV, temperature, top_k, top_p, generators):
     return (drawn_B1 if order_BV is None else order_BV.gather(-1, drawn_B1))[:, 0]
 
 
-def head(model, x_BTD):
-    """logits_BTV, by the packed copy of the tied embedding if there is one (fast_linear.lay_out)."""
-    return model.lm_head(x_BTD) if hasattr(model, "lm_head") else F.linear(x_BTD, model.wte.weight)
-
-
 def next_logits(model, cache, ids_BT):
     """logits_BV of the token after the last; the head's V numbers are not needed for the others."""
-    return head(model, model.hidden(ids_BT, cache)[:, -1])
+    return model.logits(model.hidden(ids_BT, cache)[:, -1])
 
 
 @torch.inference_mode()
@@ -131,12 +125,12 @@ def stream(model, prompts, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, 
     Row p * num_samples + i is sample i of prompt p and draws with seed + i. It ends before eos_id, where the model's
     positions end, or when the caller sets running[row] to False (a list of one True a row).
     """
-    device, rows, T = model.wpe.weight.device, len(prompts) * num_samples, len(prompts[0])
+    device, rows, T = model.ln_f.weight.device, len(prompts) * num_samples, len(prompts[0])
     running = [True] * rows if running is None else running
     max_new_tokens = min(max_new_tokens, model.cfg.n_positions - T)
     generators = [torch.Generator().manual_seed(seed + i) for _ in prompts for i in range(num_samples)]
     ids_BT = torch.tensor(prompts, device=device)
-    cache = KVCache(model.cfg, len(prompts), T + max_new_tokens, model.wpe.weight)
+    cache = KVCache(model.cfg, len(prompts), T + max_new_tokens, model.ln_f.weight)
     logits_BV = next_logits(model, cache, ids_BT).repeat_interleave(num_samples, 0)
     if not logits_BV.isfinite().all():
         raise UserError("the model predicts no numbers (NaN or infinity): its weights are damaged")
@@ -161,7 +155,7 @@ def one_token(model, cache, cuda_graph):
     """The function ids_B1 -> logits_BV that continues what the cache holds."""
     if cuda_graph:
         from cuda_graph import GraphStep  # here, since it needs Triton
-        return GraphStep(model, head, cache)
+        return GraphStep(model, cache)
     return partial(next_logits, model, cache)
 
 
@@ -177,15 +171,15 @@ def generate(model, prompt_ids, max_new_tokens, num_samples=1, **settings):
 @torch.inference_mode()
 def log_probabilities(model, ids):
     """log p(ids[t] | ids[:t]) in nats for t = 1 .. T-1 (fp32)."""
-    ids_T = torch.tensor(ids, device=model.wpe.weight.device)
-    logits_TV = head(model, model.hidden(ids_T[None, :-1]))[0]
+    ids_T = torch.tensor(ids, device=model.ln_f.weight.device)
+    logits_TV = model.logits(model.hidden(ids_T[None, :-1]))[0]
     return logits_TV.float().log_softmax(-1).gather(-1, ids_T[1:, None])[:, 0]
 
 
 def load(name_or_folder, dtype, device):
     """A model and its tokenizer from one folder, checked to belong together."""
     folder = find_folder(name_or_folder)
-    model, tok = GPT.from_pretrained(folder, dtype).to(device), Tokenizer.load(folder)
+    model, tok = load_model(folder, dtype).to(device), load_tokenizer(folder)
     if len(tok) > model.cfg.vocab_size:
         raise UserError(f"{folder}: the tokenizer has {len(tok)} tokens, the model only {model.cfg.vocab_size}; "
                         "they do not belong together")
@@ -242,7 +236,7 @@ def continue_prompts(cfg, model, tok, weight_bytes, encoded, show=lambda text: N
     running, tokens, times = [True] * len(streams), 0, [time.perf_counter()]
     for column in stream(model, encoded, cfg.max_new_tokens, cfg.temperature, cfg.top_k, cfg.top_p,
                          cfg.repetition_penalty, cfg.num_samples, cfg.seed, tok.eos_id, running,
-                         cfg.cuda_graph and model.wpe.weight.is_cuda):
+                         cfg.cuda_graph and model.ln_f.weight.is_cuda):
         for row, token in column:
             text = streams[row].feed(token)
             running[row] = not streams[row].stopped
@@ -264,9 +258,9 @@ def share_of_bandwidth(model, weight_bytes, prompt_length, rows, times):
     steps = len(times) - 2
     if steps < 1 or weight_bytes < MUCH:
         return None
-    per_position = 2 * model.cfg.n_layer * model.cfg.n_embd * model.wpe.weight.itemsize * rows
+    per_position = 2 * model.cfg.n_layer * model.cfg.n_head * model.cfg.head_width * model.ln_f.weight.itemsize * rows
     cache_bytes = per_position * sum(range(prompt_length, prompt_length + steps))
-    return ((steps * weight_bytes + cache_bytes) / (times[-1] - times[1])) / read_bandwidth(model.wpe.weight.device)
+    return ((steps * weight_bytes + cache_bytes) / (times[-1] - times[1])) / read_bandwidth(model.ln_f.weight.device)
 
 
 def score_prompt(cfg, model, tok, prompt, ids):

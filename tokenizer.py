@@ -276,6 +276,8 @@ class Tokenizer:
     ('cell cells', 262, {'<|endoftext|>': 261, '[SEP]': 262})
     """
 
+    front = back = ()       # ids that a model wants before and behind a text: none here, Llama's <s> in baselines/
+
     def __init__(self, merges, specials=None, remember=1 << 19):
         self.merges = list(merges)
         self.merged = {pair: chr(256 + i) for i, pair in enumerate(self.merges)}

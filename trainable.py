@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from adamw8bit import AdamW8bit
 from common import UserError
+from model import linears
 
 
 class LoRA(nn.Module):
@@ -47,9 +48,11 @@ class NewRows(nn.Module):
         return torch.cat([F.linear(x, self.weight[:self.first]), F.linear(x, self.new.to(x.dtype))], -1)
 
 
-def logits(wte, x):
-    """The head tied to an embedding of either kind."""
-    return wte.logits(x) if isinstance(wte, NewRows) else F.linear(x, wte.weight)
+class NewOutputs(NewRows):
+    """The same for a head that is not the embedding."""
+
+    def forward(self, x):
+        return self.logits(x)
 
 
 def choose_weights(model, cfg, n_new):
@@ -60,10 +63,10 @@ def choose_weights(model, cfg, n_new):
         gpt.requires_grad_(False)
         if n_new:
             gpt.wte = NewRows(gpt.wte, n_new)
+            gpt.lm_head = NewOutputs(gpt.lm_head, n_new) if gpt.lm_head else gpt.wte.logits
         for block in gpt.h:
-            for part, name in ((block.attn, "c_attn"), (block.attn, "c_proj"), (block.mlp, "c_fc"),
-                               (block.mlp, "c_proj")):
-                setattr(part, name, LoRA(getattr(part, name), cfg.lora_rank))
+            for owner, name, linear in linears(block):
+                setattr(owner, name, LoRA(linear, cfg.lora_rank))
     for i, block in enumerate(gpt.h):
         block.recompute = cfg.recompute_every > 0 and i % cfg.recompute_every == 0
 

@@ -6,7 +6,7 @@ from conftest import tiny_model
 
 import fast_linear
 from fast_linear import LAYOUTS, FastLinear, available, choose_layout, has, lay_out, quantize
-from sample import generate, head
+from sample import generate
 
 CPU = torch.device("cpu")
 X86 = "x86" in torch.backends.quantized.supported_engines
@@ -105,7 +105,7 @@ def test_a_model_in_a_layout_gives_nearly_its_logits(dtype, layout, bound):
     model = tiny_model().to(dtype)
     read = lay_out(model, layout)
     with torch.inference_mode():
-        assert error(head(model, model.hidden(IDS_BT)), reference) < bound
+        assert error(model.logits(model.hidden(IDS_BT)), reference) < bound
     matrices = sum(p.numel() for name, p in tiny_model().named_parameters() if p.dim() == 2 and name != "wpe.weight")
     assert read == matrices * {"int8": 1, "int8_any": 1}.get(layout, dtype.itemsize)
 

@@ -1,0 +1,49 @@
+"""The systems BioMedLM is compared with, through the same scripts: one file a family, told apart here.
+
+A folder's config.json names its family (model_type), and this table the file that computes it. Every script loads its
+model by load_model and its tokenizer by load_tokenizer; a reader of BioMedLM may stop here, at the line "gpt2".
+
+    model = load_model("EleutherAI/gpt-neo-2.7B", torch.float32)       # or "stanford-crfm/BioMedLM", or a local folder
+    tok = load_tokenizer(find_folder("EleutherAI/gpt-neo-2.7B"))
+
+Not here: what a family computes (its file), how folders are read (huggingface.py).
+"""
+from importlib import import_module
+
+import torch
+
+from common import UserError, read_json
+from huggingface import find_folder
+from tokenizer import Tokenizer
+
+FAMILIES = {                                # model_type -> (module, class)
+    "gpt2": ("model", "GPT"),
+}
+
+
+def load_model(name_or_folder, dtype=torch.float32):
+    """The model in a folder or on the Hugging Face hub, whatever its family, in evaluation mode."""
+    folder = find_folder(name_or_folder)
+    return family_of(folder).from_pretrained(folder, dtype)
+
+
+def family_of(folder):
+    """The class that computes the model in a local folder."""
+    path = folder / "config.json"
+    model_type = read_json(path, "a model's configuration").get("model_type", "gpt2")
+    if model_type not in FAMILIES:
+        raise UserError(f"{path}: model_type is {model_type!r}; this code computes {', '.join(FAMILIES)}")
+    module, name = FAMILIES[model_type]
+    return getattr(import_module(module), name)
+
+
+def load_tokenizer(folder):
+    """The tokenizer in a local folder: ours where it is byte-level BPE as GPT-2 has it, else the tokenizers library."""
+    path = folder / "tokenizer.json"
+    if not path.is_file() and not (folder / "vocab.txt").is_file():
+        return Tokenizer.load(folder)
+    cut = read_json(path, "a tokenizer").get("pre_tokenizer") if path.is_file() else None
+    if isinstance(cut, dict) and cut.get("type") == "ByteLevel":
+        return Tokenizer.load(folder)
+    from baselines.subwords import Subwords
+    return Subwords.load(folder)

@@ -1,0 +1,138 @@
+"""Other families' tokenizers, by the tokenizers library: SentencePiece's BPE (Llama), WordPiece (BERT) and the like.
+
+Teaches what their tokens stand for in bytes, which is all that a text stream needs: a word's beginning is "▁" in one
+and the lack of "##" in the other, and what Llama's vocabulary lacks is spelled in tokens such as <0x0A>.
+Not here: how they are learned and applied (the library); GPT-2's (tokenizer.py, whose methods these are).
+
+    tok = load_tokenizer(folder)              # of baselines/__init__.py: this class where tokenizer.py cannot read it
+    tok.encode(text)                          # never a special token; tok.front stands before what a model reads
+"""
+import re
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+
+from common import UserError, read_json, write_json, written_whole
+from tokenizer import BYTES, SHOWN, well_formed
+
+ENDS = ("</s>", "<|endoftext|>", "<|end_of_text|>", "[SEP]")      # the end of a text, where no file names it
+SHOWN_BYTES = dict(zip(SHOWN, BYTES, strict=True))
+
+
+class Subwords:
+    """A tokenizer.json (or BERT's older vocab.txt) with the methods of tokenizer.Tokenizer.
+
+    A SentencePiece vocabulary puts a space before every text, so that "yes" and " yes" have the same ids here.
+    """
+
+    def __init__(self, library, names=None):
+        self.library, self.names = library, names or {}           # names: tokenizer_config.json
+        library.no_truncation(), library.no_padding()
+        library.encode_special_tokens = True                      # "</s>" in a text is four characters
+        plain, framed = (library.encode("a", add_special_tokens=frame) for frame in (False, True))
+        self.spaced = plain.tokens[0].startswith("▁")
+        self.kind = type(library.decoder).__name__
+        first = framed.ids.index(plain.ids[0])
+        self.front, self.back = framed.ids[:first], framed.ids[first + len(plain):]      # <s>; [CLS] and [SEP]
+
+    @classmethod
+    def load(cls, folder):
+        folder = Path(folder)
+        names = {}
+        for file in ("special_tokens_map.json", "tokenizer_config.json"):
+            if (folder / file).is_file():
+                names |= read_json(folder / file, "the names of special tokens")
+        path = folder / "tokenizer.json"
+        try:
+            if path.is_file():
+                return cls(tokenizers.Tokenizer.from_file(str(path)), names)
+            path = folder / "vocab.txt"
+            bert = tokenizers.BertWordPieceTokenizer(str(path), lowercase=names.get("do_lower_case", True))
+            return cls(tokenizers.Tokenizer.from_str(bert.to_str()), names)
+        except Exception as error:                                # the library raises nothing narrower
+            raise UserError(f"{path}: the tokenizers library cannot read it ({error})") from error
+
+    def save(self, folder):
+        """Write tokenizer.json and tokenizer_config.json."""
+        with written_whole(Path(folder) / "tokenizer.json") as temporary:
+            self.library.save(str(temporary))
+        names = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self.eos} | self.names
+        write_json(Path(folder) / "tokenizer_config.json", names)
+
+    def __len__(self):
+        return len(self.tokens)
+
+    @cached_property
+    def tokens(self):
+        """id -> the token as the vocabulary shows it."""
+        vocab = self.library.get_vocab()
+        shown = [""] * (max(vocab.values()) + 1)
+        for token, i in vocab.items():
+            shown[i] = token
+        return shown
+
+    @property
+    def specials(self):
+        """name -> id."""
+        return {token.content: i for i, token in self.library.get_added_tokens_decoder().items() if token.special}
+
+    @property
+    def eos(self):
+        """The token that ends a text; for BERT's kin, which write none, the separator."""
+        named = [self.names.get(key) for key in ("eos_token", "sep_token")]
+        for name in (*(n["content"] if isinstance(n, dict) else n for n in named), *ENDS):
+            if name in self.specials:
+                return name
+        raise UserError(f"no token of this vocabulary ends a text: none of {', '.join(ENDS)} is among its special ones "
+                        f"({', '.join(self.specials)}), and tokenizer_config.json names none as eos_token")
+
+    @property
+    def eos_id(self):
+        return self.specials[self.eos]
+
+    def add_special(self, name, i=None):
+        """The id of a special token such as [SEP]; the next free one (or `i`) if it is new."""
+        if name not in self.specials:
+            gap = range(len(self), len(self) if i is None else i)     # the library numbers without gaps
+            if i is not None and i < len(self):
+                raise UserError(f"special token {name!r} wants a free id; {i} is {self.tokens[i]!r}")
+            self.library.add_special_tokens([f"<|unused {n}|>" for n in gap] + [name])
+            vars(self).pop("tokens", None), vars(self).pop("bytes_of", None)
+        return self.specials[name]
+
+    def encode(self, text):
+        """The ids of a text: 1-D numpy uint16, or uint32 if there are more than 65,536; never a special token."""
+        text = well_formed(text)
+        ids = self.library.encode(text.removeprefix(" ") if self.spaced else text, add_special_tokens=False).ids
+        return np.array(ids, np.uint16 if len(self) <= 1 << 16 else np.uint32)
+
+    @cached_property
+    def bytes_of(self):
+        """id -> the bytes that it adds to a text."""
+        specials = set(self.specials)
+        return [token.encode() if token in specials else spelled(token, self.kind) for token in self.tokens]
+
+    def decode_bytes(self, ids):
+        """The bytes that a list or array of ids stands for; words bring the space before them."""
+        ids = np.asarray(ids).tolist()
+        if ids and not 0 <= min(ids) <= max(ids) < len(self):
+            raise UserError(f"no token has the id {max(ids)}; this vocabulary has {len(self):,}")
+        return b"".join(self.bytes_of[i] for i in ids)
+
+    def decode(self, ids):
+        """The text of the ids, without the space before its first word; what is not UTF-8 becomes U+FFFD."""
+        text = self.decode_bytes(ids).decode("utf-8", errors="replace")
+        return text.removeprefix(" ") if self.spaced or self.kind == "WordPiece" else text
+
+
+def spelled(token, decoder):
+    """A token's bytes: "▁the", "<0x0A>", "##ing" or, byte-level, "Ġthe"."""
+    if decoder == "ByteLevel":
+        return bytes(SHOWN_BYTES[character] for character in token)
+    if decoder == "WordPiece":
+        return (token[2:] if token.startswith("##") else " " + token).encode()
+    if re.fullmatch("<0x[0-9A-F]{2}>", token):
+        return bytes.fromhex(token[3:5])
+    return token.replace("▁", " ").encode()
