@@ -29,9 +29,10 @@ import torch
 import torch.nn.functional as F
 import tyro
 
+import heads
 from common import UserError, git_commit, parse_args, speaking_to_the_user, write_json, write_json_lines
 from finetuning import Finetuning, descend, settings
-from heads import NEW_TOKENS, Classifier, Reader, labels_of, predict
+from heads import labels_of, predict
 from metrics import accuracy
 from parallel import device_mesh, join_world, shard_model
 from questions import read_questions
@@ -168,19 +169,20 @@ def select(model, trees, dev, cfg, world, state):
 def build(cfg, world, seed, files):
     """The model with its new head and tokens, the trees of each file, and how many questions of each were cut."""
     device = torch.device("cpu") if cfg.parallel == "fsdp" else world.device       # fsdp moves block by block
-    gpt, tok = load(cfg.model, getattr(torch, cfg.weights), device)
+    gpt, tok = load(cfg.model, getattr(torch, cfg.weights), device, encoders=True)
+    reading = getattr(gpt, "reading", heads)     # what is not causal brings its own rows: baselines/encoder_rows.py
     if cfg.untrained:
         gpt.init_weights(seed)
     labels = labels_of([q for questions in files.values() for q in questions]) if cfg.head == "label" else ()
-    n_new = len(NEW_TOKENS[cfg.head])
+    n_new = len(reading.NEW_TOKENS[cfg.head])
     first_new = gpt.add_tokens(n_new)            # behind every row the weights have, which may be more than len(tok)
-    model = Classifier(gpt, first_new + n_new - 1, labels).to(device)
+    model = heads.Classifier(gpt, first_new + n_new - 1, labels, reading.read).to(device)
     choose_weights(model, cfg, n_new)
     if cfg.parallel == "fsdp":
         shard_model(model, device_mesh(world, 0), cfg.dtype)
     trees, cut = {}, {}
     for name, questions in files.items():
-        reader = Reader(cfg.head, tok, first_new, min(cfg.max_length, gpt.cfg.n_positions), labels)
+        reader = reading.Reader(cfg.head, tok, first_new, min(cfg.max_length, gpt.cfg.n_positions), labels)
         trees[name], cut[name] = [reader(q) for q in questions], reader.cut
         if reader.cut and world.rank == 0:
             print(f"{name}: {reader.cut:,} of {len(questions):,} questions are longer than {reader.max_length} tokens "

@@ -76,12 +76,19 @@ def labels_of(questions):
     return labels
 
 
-class Classifier(nn.Module):
-    """A GPT and a linear layer on the last token of every branch."""
+def read(gpt, trees, pad_id):
+    """The packed trees, and the last hidden state of each of their tokens."""
+    # Attention over a row of T tokens costs T / 6D of what the matrix products cost: a third of D keeps it to 6 %.
+    packed = pack(trees, gpt.cfg.n_embd // 3, pad_id, gpt.ln_f.weight.device)
+    return packed, gpt.hidden(packed.ids_BT, visible_BTS=packed.visible_BTS, position_BT=packed.position_BT)
 
-    def __init__(self, gpt, pad_id, labels=()):
+
+class Classifier(nn.Module):
+    """A GPT and a linear layer on the last token of every branch. (read: how trees are laid into rows and read.)"""
+
+    def __init__(self, gpt, pad_id, labels=(), read=read):
         super().__init__()
-        self.gpt, self.pad_id = gpt, pad_id
+        self.gpt, self.pad_id, self.read = gpt, pad_id, read
         del gpt.lm_head              # nobody will ask for the next token
         gpt.lm_head = None
         self.score = nn.Linear(gpt.cfg.n_embd, len(labels) or 1, bias=not labels)     # as in the authors' two scripts
@@ -95,7 +102,7 @@ class Classifier(nn.Module):
 
     def forward(self, trees):
         """trees: a question each. Returns scores_QO in fp32; -inf where a question has fewer options."""
-        packed, x_BTD = read(self.gpt, trees, self.pad_id)
+        packed, x_BTD = self.read(self.gpt, trees, self.pad_id)
         scores_NC = self.score(x_BTD[packed.row_N, packed.last_N]).float()
         scores = [of_tree[0, list(tree.classes)] if tree.classes else of_tree[:, 0]
                   for tree, of_tree in zip(trees, scores_NC.split(packed.sizes), strict=True)]
@@ -121,13 +128,6 @@ class Likelihood(nn.Module):
             scores.append(-F.cross_entropy(logits_TV, target_T, reduction="sum"))
         return nn.utils.rnn.pad_sequence(torch.stack(scores).split(packed.sizes), batch_first=True,
                                          padding_value=-torch.inf)
-
-
-def read(gpt, trees, pad_id):
-    """The packed trees, and the last hidden state of each of their tokens."""
-    # Attention over a row of T tokens costs T / 6D of what the matrix products cost: a third of D keeps it to 6 %.
-    packed = pack(trees, gpt.cfg.n_embd // 3, pad_id, gpt.ln_f.weight.device)
-    return packed, gpt.hidden(packed.ids_BT, visible_BTS=packed.visible_BTS, position_BT=packed.position_BT)
 
 
 def parts(batch, world, size):

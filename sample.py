@@ -176,13 +176,16 @@ def log_probabilities(model, ids):
     return logits_TV.float().log_softmax(-1).gather(-1, ids_T[1:, None])[:, 0]
 
 
-def load(name_or_folder, dtype, device):
-    """A model and its tokenizer from one folder, checked to belong together."""
+def load(name_or_folder, dtype, device, encoders=False):
+    """A model and its tokenizer from one folder, checked to belong together. encoders: may it be one, too?"""
     folder = find_folder(name_or_folder)
     model, tok = load_model(folder, dtype).to(device), load_tokenizer(folder)
     if len(tok) > model.cfg.vocab_size:
         raise UserError(f"{folder}: the tokenizer has {len(tok)} tokens, the model only {model.cfg.vocab_size}; "
                         "they do not belong together")
+    if hasattr(model, "reading") and not encoders:
+        raise UserError(f"{folder}: an encoder, which writes no text and tells of none how likely it is; it is for "
+                        "finetune_qa.py and finetune_answers.py span")
     return model, tok
 
 

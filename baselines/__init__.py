@@ -18,6 +18,9 @@ from tokenizer import Tokenizer
 
 FAMILIES = {                                # model_type -> (module, class)
     "gpt2": ("model", "GPT"),
+    "bert": ("baselines.encoder", "Encoder"),
+    "electra": ("baselines.encoder", "Encoder"),
+    "albert": ("baselines.encoder", "Encoder"),
 }
 
 

@@ -108,6 +108,12 @@ class Subwords:
         ids = self.library.encode(text.removeprefix(" ") if self.spaced else text, add_special_tokens=False).ids
         return np.array(ids, np.uint16 if len(self) <= 1 << 16 else np.uint32)
 
+    def located(self, text):
+        """(ids, [(first character, one past the last) of each token]) of a text without lone surrogates."""
+        skipped = int(self.spaced and text.startswith(" "))
+        found = self.library.encode(text[skipped:], add_special_tokens=False)
+        return found.ids, [(a + skipped, b + skipped) for a, b in found.offsets]
+
     @cached_property
     def bytes_of(self):
         """id -> the bytes that it adds to a text."""

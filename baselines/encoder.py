@@ -1,0 +1,306 @@
+"""BERT, ELECTRA and ALBERT in one file: the encoders that BioMedLM is compared with.
+
+Teaches how little the three differ as networks. Every token sees all others; a block adds and then normalises (GPT-2
+normalises first); a token's type says which of two texts it belongs to.
+
+                 embedding                     layers                          head for masked tokens
+    BERT         as wide as the model          each its own                    D -> D
+    ELECTRA      may be narrower, projected    each its own                    D -> E; discriminators have none
+    ALBERT       narrower, always projected    one, applied n_layer times      D -> E
+
+Left aside: BERT's pooler, which next-sentence prediction trained, and all heads but that for masked tokens. Not here:
+how questions become rows (baselines/encoder_rows.py), pretraining (baselines/pretrain_encoder.py).
+
+    model = Encoder.from_pretrained("google-bert/bert-base-uncased")
+    logits_BTV = model.logits(model.hidden(ids_BT))
+
+Shapes as in model.py, and E, the width of the embedding. Devlin et al. 2018 (arXiv 1810.04805), Clark et al. 2020
+(2003.10555), Lan et al. 2019 (1909.11942).
+"""
+from dataclasses import dataclass, fields, replace
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+
+from baselines import encoder_rows
+from common import UserError
+from huggingface import fill, find_folder, read_config, read_tensors, write_config, write_tensors
+from model import GPT
+
+# What config.json calls our settings, and what it means in each family where it is silent.
+CONFIG = dict(vocab_size="vocab_size", n_positions="max_position_embeddings", n_embd="hidden_size",
+              n_layer="num_hidden_layers", n_head="num_attention_heads", n_inner="intermediate_size",
+              n_types="type_vocab_size", activation="hidden_act", layer_norm_epsilon="layer_norm_eps",
+              initializer_range="initializer_range", resid_pdrop="hidden_dropout_prob",
+              attn_pdrop="attention_probs_dropout_prob", embd_width="embedding_size", n_groups="num_hidden_groups")
+SILENT = {
+    "bert": {},
+    "electra": dict(embedding_size=128, hidden_size=256, num_attention_heads=4, intermediate_size=1024),
+    "albert": dict(vocab_size=30000, embedding_size=128, hidden_size=4096, num_attention_heads=64, num_hidden_groups=1,
+                   intermediate_size=16384, hidden_act="gelu_new", hidden_dropout_prob=0.0,
+                   attention_probs_dropout_prob=0.0)}
+FIXED = dict(model_type=("bert", "electra", "albert"), position_embedding_type=("absolute",), is_decoder=(False,),
+             add_cross_attention=(False,), inner_group_num=(1,), tie_word_embeddings=(True,),
+             hidden_act=("gelu", "gelu_new", "gelu_python", "gelu_pytorch_tanh"))
+TANH = ("gelu_new", "gelu_pytorch_tanh")
+
+# Our names and the checkpoints'. {} is the layer's number; ALBERT's is its group's.
+EMBEDDINGS = {"wte": "embeddings.word_embeddings", "wpe": "embeddings.position_embeddings",
+              "wtt": "embeddings.token_type_embeddings", "ln_embd": "embeddings.LayerNorm"}
+BERT_LAYER = {"attn.query": "attention.self.query", "attn.key": "attention.self.key",
+              "attn.value": "attention.self.value", "attn.dense": "attention.output.dense",
+              "ln_1": "attention.output.LayerNorm", "mlp.c_fc": "intermediate.dense", "mlp.dense": "output.dense",
+              "ln_2": "output.LayerNorm"}
+ALBERT_LAYER = {"attn.query": "attention.query", "attn.key": "attention.key", "attn.value": "attention.value",
+                "attn.dense": "attention.dense", "ln_1": "attention.LayerNorm", "mlp.c_fc": "ffn",
+                "mlp.dense": "ffn_output", "ln_2": "full_layer_layer_norm"}
+PROJECT = {"bert": {}, "electra": {"project": "embeddings_project"},
+           "albert": {"project": "encoder.embedding_hidden_mapping_in"}}
+LAYER = {"bert": "encoder.layer.{}.", "electra": "encoder.layer.{}.",
+         "albert": "encoder.albert_layer_groups.{}.albert_layers.0."}
+# The head for masked tokens: its dense layer and LayerNorm, its bias, and what repeats the embedding and the bias.
+MASKED = {
+    "bert": ("cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm", "cls.predictions.bias",
+             "cls.predictions.decoder."),
+    "electra": ("generator_predictions.dense", "generator_predictions.LayerNorm", "generator_lm_head.bias",
+                "generator_lm_head."),
+    "albert": ("predictions.dense", "predictions.LayerNorm", "predictions.bias", "predictions.decoder.")}
+# Heads that are another task's; their tensors are left where they are.
+ASIDE = ("pooler.", "cls.seq_relationship.", "discriminator_predictions.", "sop_classifier.", "qa_outputs.",
+         "classifier.", "sequence_summary.", "embeddings.position_ids", "embeddings.token_type_ids")
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """The shape of an encoder, in GPTConfig's words. The defaults are BERT base's."""
+    model_type: str = "bert"
+    vocab_size: int = 30522
+    n_positions: int = 512
+    n_embd: int = 768                # D
+    n_layer: int = 12
+    n_head: int = 12
+    n_inner: int = 3072              # F
+    n_types: int = 2                 # of texts in a row
+    activation: str = "gelu"         # the exact one; gelu_new is GPT-2's, by tanh
+    layer_norm_epsilon: float = 1e-12
+    initializer_range: float = 0.02
+    resid_pdrop: float = 0.1         # of the embeddings, too
+    attn_pdrop: float = 0.1
+    embd_width: int | None = None    # E; None is D
+    n_groups: int | None = None      # layers with weights of their own; None is n_layer
+
+    def check(self):
+        """Raise UserError for a shape that cannot be built."""
+        for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner", "n_types"):
+            if not isinstance(value := getattr(self, name), int) or value < 1:
+                raise UserError(f"{CONFIG[name]} is {value!r}; it must be a whole number, at least 1")
+        if self.n_embd % self.n_head:
+            raise UserError(f"hidden_size {self.n_embd} is not a multiple of num_attention_heads {self.n_head}")
+        if self.model_type == "bert" and self.width != self.n_embd:
+            raise UserError(f"embedding_size is {self.width} in a BERT, whose hidden_size is {self.n_embd}; the "
+                            "families with a narrower embedding are electra and albert")
+        if self.model_type == "albert" and not 1 <= self.groups <= self.n_layer:
+            raise UserError(f"num_hidden_groups is {self.n_groups}; there are {self.n_layer} layers to share them")
+
+    @property
+    def width(self):
+        return self.embd_width or self.n_embd
+
+    @property
+    def groups(self):
+        return (self.n_groups or 1) if self.model_type == "albert" else self.n_layer
+
+    @classmethod
+    def from_json(cls, path):
+        """Read Hugging Face's config.json; UserError for what this file would compute wrongly."""
+        values = read_config(path, FIXED)
+        values = SILENT[values.get("model_type", "bert")] | values
+        own = {name: values[theirs] for name, theirs in CONFIG.items() if theirs in values}
+        cfg = cls(values.get("model_type", "bert"), **own)
+        try:
+            cfg.check()
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+        return cfg
+
+
+class Attention(nn.Module):
+    def __init__(self, cfg):
+        super().__init__()
+        self.n_head, self.dropout = cfg.n_head, cfg.attn_pdrop
+        self.query, self.key, self.value, self.dense = (nn.Linear(cfg.n_embd, cfg.n_embd) for _ in range(4))
+
+    def forward(self, x_BTD, visible_BTS):
+        q_BHTK, k_BHSK, v_BHSK = (part(x_BTD).unflatten(-1, (self.n_head, -1)).transpose(1, 2)
+                                  for part in (self.query, self.key, self.value))
+        y_BHTK = F.scaled_dot_product_attention(
+            q_BHTK, k_BHSK, v_BHSK, attn_mask=None if visible_BTS is None else visible_BTS[:, None],
+            dropout_p=self.dropout if self.training else 0.0)
+        return self.dense(y_BHTK.transpose(1, 2).flatten(2))
+
+
+class MLP(nn.Module):
+    def __init__(self, cfg):
+        super().__init__()
+        self.c_fc, self.dense = nn.Linear(cfg.n_embd, cfg.n_inner), nn.Linear(cfg.n_inner, cfg.n_embd)
+        self.approximate = "tanh" if cfg.activation in TANH else "none"
+
+    def forward(self, x_BTD):
+        return self.dense(F.gelu(self.c_fc(x_BTD), approximate=self.approximate))
+
+
+class Block(nn.Module):
+    """LayerNorm(x + attention(x)), then LayerNorm(x + MLP(x)): the sum is normalised, not what goes into it."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.attn, self.mlp = Attention(cfg), MLP(cfg)
+        self.ln_1, self.ln_2 = (nn.LayerNorm(cfg.n_embd, cfg.layer_norm_epsilon) for _ in range(2))
+        self.drop = nn.Dropout(cfg.resid_pdrop)
+        self.recompute = False      # activation checkpointing: set by the trainer
+
+    def forward(self, x_BTD, visible_BTS):
+        if self.recompute and self.training:
+            return checkpoint(self.transform, x_BTD, visible_BTS, use_reentrant=False)
+        return self.transform(x_BTD, visible_BTS)
+
+    def transform(self, x_BTD, visible_BTS):
+        x_BTD = self.ln_1(x_BTD + self.drop(self.attn(x_BTD, visible_BTS)))
+        return self.ln_2(x_BTD + self.drop(self.mlp(x_BTD)))
+
+
+class MaskedHead(nn.Module):
+    """What stood here? A dense layer back to the embedding's width; then each token's embedding is held against it."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.dense, self.ln_f = nn.Linear(cfg.n_embd, cfg.width), nn.LayerNorm(cfg.width, cfg.layer_norm_epsilon)
+        self.bias = nn.Parameter(torch.zeros(cfg.vocab_size))
+        # TRAP: ELECTRA's generator has the exact GELU here, whatever its config says of the blocks.
+        self.approximate = "tanh" if cfg.activation in TANH and cfg.model_type != "electra" else "none"
+
+    def forward(self, x_BTD, wte_VE):
+        return F.linear(self.ln_f(F.gelu(self.dense(x_BTD), approximate=self.approximate)), wte_VE, self.bias)
+
+
+class Encoder(nn.Module):
+    """Every token of ids_BT (int64) read with all others of its row in sight.
+
+    `h` holds the blocks that have weights of their own: ALBERT's one stands there once, and so it is sliced once
+    (parallel.py), has one addition of low rank, which all layers share as they share the weights, and is recomputed in
+    all layers or in none.
+    """
+
+    reading = encoder_rows       # how it is asked; models without this are asked as heads.py does
+
+    def __init__(self, cfg, head=False):
+        super().__init__()
+        cfg.check()
+        self.cfg, E = cfg, cfg.width
+        self.wte, self.wpe, self.wtt = (nn.Embedding(n, E) for n in (cfg.vocab_size, cfg.n_positions, cfg.n_types))
+        self.ln_embd, self.drop = nn.LayerNorm(E, cfg.layer_norm_epsilon), nn.Dropout(cfg.resid_pdrop)
+        projects = cfg.model_type == "albert" or E != cfg.n_embd
+        self.project = nn.Linear(E, cfg.n_embd) if projects else None
+        self.h = nn.ModuleList(Block(cfg) for _ in range(cfg.groups))
+        self.lm_head = MaskedHead(cfg) if head else None
+        if not self.wte.weight.is_meta:
+            self.init_weights(torch.randint(2**31, ()).item())
+
+    initial_weights, init_weights = GPT.initial_weights, GPT.init_weights    # none is "c_proj": all N(0, 0.02)
+
+    @property
+    def device(self):
+        return self.ln_embd.weight.device
+
+    def add_tokens(self, n):
+        """Append n rows to the embedding; returns the first's id."""
+        first = self.cfg.vocab_size
+        self.cfg = replace(self.cfg, vocab_size=first + n)
+        new_VE = self.wte.weight.new_empty(n, self.cfg.width).normal_(0.0, self.cfg.initializer_range)
+        self.wte = nn.Embedding.from_pretrained(torch.cat([self.wte.weight.detach(), new_VE]), freeze=False)
+        if self.lm_head:
+            self.lm_head.bias = nn.Parameter(F.pad(self.lm_head.bias.detach(), (0, n)))
+        return first
+
+    def hidden(self, ids_BT, type_BT=None, visible_BTS=None, position_BT=None):
+        """The last block's output x_BTD. type_BT (int64; none is all 0): which text a token belongs to. visible_BTS
+        (bool, or B1S for all queries alike): the keys that are seen; none is all, and padding must not be. position_BT
+        (int64): where tokens stand, if not side by side."""
+        if position_BT is None:
+            if ids_BT.shape[1] > self.cfg.n_positions:
+                raise UserError(f"{ids_BT.shape[1]} tokens, but this model has {self.cfg.n_positions} positions; "
+                                "shorten the text")
+            position_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device)
+        type_BT = torch.zeros_like(ids_BT) if type_BT is None else type_BT
+        x_BTD = self.drop(self.ln_embd(self.wte(ids_BT) + self.wtt(type_BT) + self.wpe(position_BT)))
+        x_BTD = self.project(x_BTD) if self.project else x_BTD
+        for layer in range(self.cfg.n_layer):
+            x_BTD = self.h[layer * len(self.h) // self.cfg.n_layer](x_BTD, visible_BTS)
+        return x_BTD
+
+    def logits(self, x_BTD):
+        """logits_BTV of what stands (or stood, before it was masked) at each place."""
+        if self.lm_head is None:
+            raise UserError("this encoder has no head for masked tokens; ELECTRA's discriminators never have one")
+        return self.lm_head(x_BTD, self.wte.weight)
+
+    def forward(self, ids_BT):
+        return self.logits(self.hidden(ids_BT))
+
+    def stored_names(self):
+        """{our parameter: its name in the family's checkpoints}."""
+        family = self.cfg.model_type
+        layer = ALBERT_LAYER if family == "albert" else BERT_LAYER
+        dense, ln, bias, _ = MASKED[family]
+        stems = {ours: f"{family}.{theirs}" for ours, theirs in (EMBEDDINGS | PROJECT[family]).items()}
+        stems |= {f"h.{i}.{ours}": f"{family}.{LAYER[family].format(i)}{theirs}" for i in range(len(self.h))
+                  for ours, theirs in layer.items()} | {"lm_head.dense": dense, "lm_head.ln_f": ln}
+        return {name: bias if name == "lm_head.bias" else f"{stems[stem]}.{kind}" for name, _ in self.named_parameters()
+                for stem, _, kind in [name.rpartition(".")]}
+
+    @classmethod
+    def from_pretrained(cls, name_or_folder, dtype=torch.float32):
+        """Read an encoder from a folder or the Hugging Face hub, in evaluation mode, and its head for masked tokens if
+        the checkpoint has one. UserError for a folder that holds no such model, or tensors that nobody knows."""
+        folder = find_folder(name_or_folder)
+        cfg = EncoderConfig.from_json(folder / "config.json")
+        dense, _, bias, repeated = MASKED[cfg.model_type]
+        tensors = {plain(name, cfg.model_type): tensor for name, tensor in read_tensors(folder)}
+        words = tensors.get("embeddings.word_embeddings.weight")
+        if words is not None:            # rows added by fine-tuning
+            cfg = replace(cfg, vocab_size=max(cfg.vocab_size, len(words)))
+        with torch.device("meta"):
+            model = cls(cfg, head=f"{dense}.weight" in tensors)
+        for twin, tensor in ((tensors.pop(repeated + "weight", None), words),
+                             (tensors.pop(repeated + "bias", None) if bias != repeated + "bias" else None,
+                              tensors.get(bias))):
+            if twin is not None and tensor is not None and not torch.equal(twin, tensor):
+                raise UserError(f"{folder}: {repeated}weight or bias differs from {bias} or the embedding, to which "
+                                "this model ties it")
+        state = {ours: tensors.pop(plain(stored, cfg.model_type)) for ours, stored in model.stored_names().items()
+                 if plain(stored, cfg.model_type) in tensors}
+        if unknown := [name for name in tensors if not name.startswith(ASIDE)]:
+            raise UserError(f"{folder}: the weights hold {min(unknown)}, which a {cfg.model_type} does not have")
+        fill(model, state, folder, dtype)
+        return model.eval()
+
+    @torch.no_grad()
+    def save_pretrained(self, folder):
+        """Write config.json and safetensors as transformers' BertForMaskedLM (or BertModel ...) reads them."""
+        parameters, family = dict(self.named_parameters()), self.cfg.model_type
+        write_tensors(folder, {stored: (parameters[name].nbytes, name) for name, stored in self.stored_names().items()},
+                      lambda name: parameters[name].detach().cpu().contiguous())
+        cfg = {f.name: getattr(self.cfg, f.name) for f in fields(self.cfg)}
+        cfg |= {"embd_width": self.cfg.width, "n_groups": self.cfg.groups}
+        only = {"embd_width": ("electra", "albert"), "n_groups": ("albert",)}
+        write_config(folder, {name: values[0] for name, values in FIXED.items()} | {
+            theirs: cfg[name] for name, theirs in CONFIG.items() if family in only.get(name, FIXED["model_type"])} | {
+            "model_type": family, "dtype": str(self.wte.weight.dtype).split(".")[-1],
+            "architectures": [family.capitalize() + ("ForMaskedLM" if self.lm_head else "Model")]})
+
+
+def plain(name, family):
+    """A tensor's name without the family's prefix; what the first releases called gamma and beta is renamed."""
+    return name.removeprefix(family + ".").replace(".gamma", ".weight").replace(".beta", ".bias")
