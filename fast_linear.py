@@ -12,8 +12,9 @@ packed weights cannot be saved).
     layout    weights     inputs  where, and its price
     plain     any         same    F.linear. GPUs; on a CPU whatever oneDNN makes of it
     blocks    fp32, bf16  fp32    any CPU: a block of weights at a time is converted, and multiplied in fp32. One row of
-                                  fp32 is read as fast as memory gives it; bf16, where the processor has no instructions
-                                  for it, takes as long to convert as fp32 to read: half the memory, no time
+                                  fp32 is read as fast as memory gives it; to convert bf16 takes longer than to read it
+    matvec    bf16        fp32    any CPU with a C compiler: kernels/matvec.c, which reads bf16 as fast as memory gives
+                                  it. For a few rows; many (a prompt) are multiplied in blocks
     onednn    bf16        bf16    CPUs with bf16 instructions: packed as oneDNN wants it, twice F.linear's speed
     int8      int8        fp32    x86 CPUs: weights and inputs rounded to 8 bits, each row with its own scale
     int8_any  int8        any     the same weights anywhere, widened before the product: saves memory, not time
@@ -31,8 +32,10 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from kernels.matvec import library, matvec
 from model import linears
 
+MANY = 32                   # rows from which converting a block costs less than it saves
 BLOCK = 2**19               # weights converted at a time: 2 MB in fp32, which stay in the cache for the product
 
 # ---- How each layout packs W_OI (and the bias) and multiplies x_BI with it. O and I: outputs, inputs ----
@@ -61,6 +64,10 @@ def blocks(x_BI, W_OI, bias_O):
         buffer_PI = torch.empty(rows, W_OI.shape[1])
         y_BO = torch.cat([x_BI @ buffer_PI[:len(W_PI)].copy_(W_PI).t() for W_PI in W_OI.split(rows)], -1)
     return y_BO if bias_O is None else y_BO.add_(bias_O)
+
+
+def few_rows(x_BI, W_OI, bias_O):
+    return matvec(x_BI, W_OI, bias_O) if len(x_BI) < MANY else blocks(x_BI, W_OI, bias_O)
 
 
 def pack_onednn(W_OI, bias_O):
@@ -122,6 +129,7 @@ class Layout:
 LAYOUTS = {
     "plain": Layout(pack_plain, plain, None),
     "blocks": Layout(pack_blocks, blocks, torch.float32),
+    "matvec": Layout(pack_blocks, few_rows, torch.float32),
     "onednn": Layout(pack_onednn, onednn, torch.bfloat16,
                      ("mkldnn._reorder_linear_weight", "mkldnn._linear_pointwise")),
     "int8": Layout(pack_int8, int8, torch.float32, ("quantized.linear_prepack", "quantized.linear_dynamic")),
@@ -152,7 +160,7 @@ def choose_layout(dtype, device):
         return "plain"
     if dtype == "bfloat16" and has("avx512_bf16", "amx_bf16"):
         return "onednn" if available("onednn") else "plain"
-    return "blocks"
+    return "matvec" if dtype == "bfloat16" and not library()[1] else "blocks"
 
 
 # ---- A model with such layers ----
@@ -175,9 +183,9 @@ class FastLinear(nn.Module):
 def lay_out(model, layout):
     """Put the weights of a loaded model.GPT into a layout, one matrix after the other; what they were is freed.
 
-    Sets model.lm_head, mostly the embedding used as the head. `plain` and `blocks` share its memory; the others hold it
-    twice (BioMedLM: 74 MB in int8, 148 MB in bf16), since looking up a row wants it as it was. Returns the bytes of
-    weights that a token has to read.
+    Sets model.lm_head, mostly the embedding used as the head. `plain`, `blocks` and `matvec` share its memory; the
+    others hold it twice (BioMedLM: 74 MB in int8, 148 MB in bf16), since looking up a row wants it as it was. Returns
+    the bytes of weights that a token has to read.
     """
     weights, itemsize = model.wte.weight.numel(), model.wte.weight.itemsize
     for block in model.h:

@@ -25,6 +25,7 @@ from baselines import load_model, load_tokenizer
 from common import UserError, parse_args, speaking_to_the_user
 from fast_linear import choose_layout, lay_out
 from huggingface import find_folder
+from kernels.matvec import library
 from prompts import encode_prompt, groups, read_prompts, shorten
 from runtime import matrix_dtype, pick_device, read_bandwidth
 from text_stream import TextStream, check_stops
@@ -212,7 +213,8 @@ def prepare(cfg):
     check_stops(tok, cfg.stop)
     layout = choose_layout(dtype, device)
     graph = cfg.cuda_graph and device.type == "cuda"
-    print(f"{WARNING}\n{dtype} weights on {device}, layout {layout}{', one CUDA graph a token' if graph else ''}",
+    why = f" ({library()[1]}, which halves the speed)" if (dtype, layout) == ("bfloat16", "blocks") else ""
+    print(f"{WARNING}\n{dtype} weights on {device}, layout {layout}{why}{', one CUDA graph a token' if graph else ''}",
           file=sys.stderr)
     return model, tok, lay_out(model, layout)
 

@@ -6,11 +6,13 @@ from conftest import tiny_model
 
 import fast_linear
 from fast_linear import LAYOUTS, FastLinear, available, choose_layout, has, lay_out, quantize
+from kernels.matvec import library, matvec
 from sample import generate
 
 CPU = torch.device("cpu")
 X86 = "x86" in torch.backends.quantized.supported_engines
 BF16 = has("avx512_bf16", "amx_bf16")
+needs_a_compiler = pytest.mark.skipif(bool(library()[1]), reason=library()[1])
 IDS_BT = torch.randint(301, (2, 20), generator=torch.Generator().manual_seed(1))
 
 
@@ -27,6 +29,7 @@ def error(y, reference):
 @pytest.mark.parametrize("layout, dtype, bound", [
     ("plain", torch.float32, 1e-6), ("blocks", torch.float32, 1e-6), ("blocks", torch.bfloat16, 5e-3),
     ("int8_any", torch.float32, 1e-2),
+    pytest.param("matvec", torch.bfloat16, 5e-3, marks=needs_a_compiler),
     pytest.param("int8", torch.float32, 2.5e-2, marks=pytest.mark.skipif(not X86, reason="for x86 CPUs")),
     pytest.param("onednn", torch.bfloat16, 5e-3, marks=pytest.mark.skipif(not BF16, reason="no bf16 instructions"))])
 def test_a_layout_computes_what_linear_does(monkeypatch, layout, dtype, bound, rows):
@@ -67,6 +70,29 @@ def test_a_row_does_not_depend_on_those_beside_it(layout, dtype):
         torch.testing.assert_close(linear(row[None])[0], y_O, atol=1e-5, rtol=1e-5)
 
 
+@needs_a_compiler
+@pytest.mark.parametrize("inputs", [1, 15, 48, 1061])
+def test_the_c_loop_is_exact_and_the_same_to_the_bit_beside_others_and_on_threads(monkeypatch, inputs):
+    generator = torch.Generator().manual_seed(0)
+    W_OI, b_O = torch.randn(29, inputs, generator=generator).bfloat16(), torch.randn(29, generator=generator)
+    x_BI = torch.randn(7, inputs, generator=generator)
+    y_BO = matvec(x_BI, W_OI, b_O)
+    assert error(y_BO, F.linear(x_BI.double(), W_OI.double(), b_O.double())) < 1e-6
+    for row, y_O in zip(x_BI, y_BO, strict=True):
+        assert torch.equal(matvec(row[None], W_OI, b_O)[0], y_O)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    assert torch.equal(matvec(x_BI, W_OI, b_O), y_BO)
+
+
+@pytest.mark.parametrize("compiler, said", [("no-such-compiler", "no C compiler"), ("false", "could not be compiled")])
+def test_without_a_compiler_bf16_is_converted_and_the_reason_known(monkeypatch, compiler, said):
+    monkeypatch.setenv("CC", compiler)
+    monkeypatch.setattr(fast_linear, "has", lambda *instructions: False)
+    library.cache_clear()
+    assert said in library()[1] and choose_layout("bfloat16", CPU) == "blocks"
+    library.cache_clear()
+
+
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if LAYOUTS[name].operators])
 @pytest.mark.skipif(not X86, reason="for x86 CPUs")
 def test_torch_still_has_the_private_operators(layout):
@@ -89,7 +115,8 @@ def test_without_the_private_operators_the_public_ones_serve(monkeypatch):
 
 
 def test_the_layout_follows_the_processor(monkeypatch):
-    for there, layout in ((True, "onednn"), (False, "blocks")):
+    monkeypatch.setattr(fast_linear, "library", lambda: (None, ""))                 # as if there were a compiler
+    for there, layout in ((True, "onednn"), (False, "matvec")):
         monkeypatch.setattr(fast_linear, "has", lambda *instructions, there=there: there)
         assert choose_layout("bfloat16", CPU) == layout and choose_layout("float32", CPU) == "blocks"
     assert choose_layout("bfloat16", torch.device("cuda")) == "plain"
@@ -98,6 +125,7 @@ def test_the_layout_follows_the_processor(monkeypatch):
 
 @pytest.mark.parametrize("dtype, layout, bound", [
     (torch.float32, "blocks", 1e-6), (torch.bfloat16, "blocks", 2e-2), (torch.bfloat16, "int8_any", 4e-2),
+    pytest.param(torch.bfloat16, "matvec", 2e-2, marks=needs_a_compiler),
     pytest.param(torch.bfloat16, "int8", 8e-2, marks=pytest.mark.skipif(not X86, reason="for x86 CPUs")),
     pytest.param(torch.bfloat16, "onednn", 3e-2, marks=pytest.mark.skipif(not BF16, reason="no bf16 instructions"))])
 def test_a_model_in_a_layout_gives_nearly_its_logits(dtype, layout, bound):
