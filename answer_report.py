@@ -11,6 +11,7 @@ from text_metrics import (
     first_sentence,
     mean,
     ranked_answers,
+    squad2_scores,
     text_scores,
     token_f1,
 )
@@ -35,19 +36,38 @@ def assess(short, test, predictions):
         references, references, sources).items() if isinstance(value, float)}}
 
 
-def short_scores(test, candidates):
-    """Exact match and F1 of each item, as SQuAD's script; strict, lenient and MRR of each group's list, as BioASQ."""
-    right, of = [item.answers or (item.answer,) for item in test], [item.group for item in test]
-    best = [(ranked_answers(found) or [""])[0] for found in candidates]
-    scores = {name: mean([score(b, r) for b, r in zip(best, right, strict=True)], of)
+def short_scores(test, *runs):
+    """Exact match and F1 of each item, as SQuAD's script; strict, lenient and MRR of each group's list, as BioASQ. Each
+    run has the candidates of each item; of several the mean, and a group's of all runs are drawn together."""
+    right, of, n = [item.answers or (item.answer,) for item in test], [item.group for item in test], len(runs)
+    best = [(ranked_answers(found) or [""])[0] for candidates in runs for found in candidates]
+    scores = {name: mean([score(b, r) for b, r in zip(best, right * n, strict=True)], of * n)
               for name, score in (("exact_match", exact_match), ("f1", token_f1))}
+    members = {group: [i for i, its in enumerate(of) if its == group] for group in dict.fromkeys(of)}
     ranks = []
-    for group in dict.fromkeys(of):
-        members = [i for i, its in enumerate(of) if its == group]
-        found = ranked_answers([one for i in members for one in candidates[i]])
-        ranks.append(factoid_scores(found, {answer for i in members for answer in right[i]}))
-    scores |= {name: mean(values) for name, *values in zip(("strict", "lenient", "mrr"), *ranks, strict=True)}
-    return scores | {"questions": float(len(ranks))}
+    for candidates in runs:
+        for of_group in members.values():
+            found = ranked_answers([one for i in of_group for one in candidates[i]])
+            ranks.append(factoid_scores(found, {answer for i in of_group for answer in right[i]}))
+    scores |= {name: mean(values, [*range(len(members))] * n)
+               for name, *values in zip(("strict", "lenient", "mrr"), *ranks, strict=True)}
+    return scores | {"questions": float(len(members))}
+
+
+def span_scores(test, silence, *runs):
+    """The scores of the records of one or more runs of extraction. Where a question may have no answer (silence), as
+    SQuAD 2.0's script: of all, of those with an answer and of those without; else short_scores."""
+    if not silence and all(item.answers for item in test):
+        return short_scores(test, *([record["candidates"] for record in records] for records in runs))
+    rows_N2 = [squad2_scores(record["answer"], item.answers) for records in runs
+               for item, record in zip(test, records, strict=True)]
+    has_N, of = [bool(item.answers) for item in test] * len(runs), [item.group for item in test] * len(runs)
+    scores = {}
+    for prefix, wanted in (("", (True, False)), ("has_answer_", (True,)), ("no_answer_", (False,))):
+        chosen = [i for i, has in enumerate(has_N) if has in wanted]
+        for column, name in enumerate(("exact_match", "f1")) if chosen else ():
+            scores[prefix + name] = mean([rows_N2[i][column] for i in chosen], [of[i] for i in chosen])
+    return scores | {"answerable": float(sum(has_N) // len(runs))}
 
 
 def summary(report):

@@ -89,6 +89,13 @@ def splits_of(items, shares=None):
     return by_name
 
 
+def unasked(items, test):
+    """The items of which the test has neither the question nor the context."""
+    asked = {item.group for item in test} | {item.prompt.lower() for item in test}
+    read = {item.context for item in test} - {""}
+    return [item for item in items if not asked & {item.group, item.prompt.lower()} and item.context not in read]
+
+
 def hashed(text):
     return zlib.crc32(text.encode())
 

@@ -11,6 +11,7 @@ Not here: the loop (finetuning.py), what the model reads (answers.py), which wei
     python finetune_answers.py bioasq                                      # a name or number out of a snippet
     python finetune_answers.py my_file.jsonl --decode sample               # your own: {"prompt", "answer"} a line
     python finetune_answers.py answer --model out/medquad/model --prompt "What causes gout?"
+    python finetune_answers.py span --train F --test F                     # extraction, SQuAD's files: finetune_span.py
 
 OUT/model is the model that was best on dev, OUT/report.json has the scores, OUT/predictions.jsonl every answer. An
 interrupted run goes on from OUT/training by the same command. Bolton et al. 2024 (arXiv 2403.18421), section 4.
@@ -24,7 +25,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from answer_report import assess, summary
 from answers import START, AnswerModel, Example, Reader, read_items, splits_of
@@ -38,14 +38,15 @@ from common import (
     write_json_lines,
     written_whole,
 )
-from finetuning import Finetuning, descend, settings
+from finetune_span import FinetuneSpan, finetune_spans
+from finetuning import Finetuning, descend, save_model, settings
 from heads import computing, parts
 from parallel import device_mesh, join_world, shard_model
 from prompts import groups
 from runtime import matrix_dtype, pick_device
 from sample import WARNING, load, stream
 from text_metrics import ranked_answers
-from trainable import check_weights, choose_weights, merged
+from trainable import check_weights, choose_weights
 
 
 @dataclass(frozen=True)
@@ -100,12 +101,19 @@ PRESETS = {
                               max_new_tokens=32, length_penalty=0.0, no_repeat_ngram=0, min_new_tokens=0),
     "file": FinetuneAnswers(data="data/answers/mine.jsonl", out="out/answers"),
     "answer": Answer(),
+    # Spans: SQuAD's settings are BERT's authors'; BioM-Transformers' on BioASQ, by a model that has learned SQuAD.
+    "span": FinetuneSpan(),
+    "bioasq8b": FinetuneSpan(train="data/qa/bioasq8b_train.json", test="data/qa/bioasq8b_test.json", out="out/bioasq8b",
+                             epochs=3, batch_size=16, micro_batch_size=8, learning_rate=5e-5, warmup_ratio=0.0,
+                             weight_decay=0.0),
 }
 FREE = {"max_test", *Decoding.__annotations__} - {"max_source", "max_target", "stride"}   # may change before resuming
 
 
 def main(cfg):
     """Do what the settings are of, and return the report (or the answer)."""
+    if isinstance(cfg, FinetuneSpan):
+        return finetune_spans(cfg)
     check(cfg)
     if isinstance(cfg, Answer):
         return answer(cfg)
@@ -196,7 +204,7 @@ def select(model, tok, dev, cfg, world, state):
     state["log"][-1]["dev_log_perplexity"] = nats = -log_p / sum(len(example.target) for example in dev)
     if nats < state["best"]["dev_log_perplexity"]:
         state["best"] = {"dev_log_perplexity": nats, "step": state["log"][-1]["step"]}
-        save(model, tok, Path(cfg.out) / "training/best", world)
+        save_model(model, tok, Path(cfg.out) / "training/best", world)
     return f"dev {nats:.3f} nats a token"
 
 
@@ -212,19 +220,6 @@ def log_probabilities(model, examples, cfg, world):
                 log_p = model([examples[j] for j in part])
             log_p_N[part] += weight * log_p
     return world.sum(log_p_N).tolist()
-
-
-def save(model, tok, folder, world):
-    """A Hugging Face folder of the model as it is, additions of low rank merged in."""
-    whole = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    if world.rank:
-        return
-    with torch.device("meta"):
-        plain = type(model.gpt)(model.gpt.cfg)
-    plain.load_state_dict({name.removeprefix("gpt."): w for name, w in merged(whole).items()}, assign=True)
-    with written_whole(folder) as temporary:
-        plain.save_pretrained(temporary)
-        tok.save(temporary)
 
 
 # ---- Answers to the test ----

@@ -14,15 +14,17 @@ from typing import Literal
 
 import numpy as np
 import torch
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from checkpoint import Checkpoints
-from common import UserError
+from common import UserError, written_whole
 from heads import computing, parts
+from huggingface import add_tensors
 from parallel import average_gradients
 from runtime import stop_on_signals
-from trainable import make_optimizer, trained
+from trainable import make_optimizer, merged, trained
 
 
 @dataclass(frozen=True)
@@ -134,3 +136,19 @@ def resume(cfg, world, checkpoints, model, optimizer, state):
         state.update(log=saved["log"], best=saved["best"])
 
     return checkpoints.load(model, optimizer, accept)
+
+
+def save_model(model, tok, folder, world):
+    """A Hugging Face folder of model.gpt as it is, additions of low rank merged in, and of what stands on it."""
+    whole = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if world.rank:
+        return
+    whole = merged(whole)
+    with torch.device("meta"):
+        plain = type(model.gpt)(model.gpt.cfg)
+    plain.load_state_dict({name.removeprefix("gpt."): w for name, w in whole.items() if name.startswith("gpt.")},
+                          assign=True)
+    with written_whole(folder) as temporary:
+        plain.save_pretrained(temporary)
+        add_tensors(temporary, {name: w for name, w in whole.items() if not name.startswith("gpt.")})
+        tok.save(temporary)

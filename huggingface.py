@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from common import UserError, read_json, write_json, written_whole
 
 INDEX = "model.safetensors.index.json"
+SPAN_HEAD = "qa_outputs."   # as transformers' ...ForQuestionAnswering call it
 PART_BYTES = 4 * 2**30      # a save holds one part in memory beside the model
 
 
@@ -51,8 +52,9 @@ def write_config(folder, values):
     write_json(Path(folder) / "config.json", values)
 
 
-def read_tensors(folder):
-    """Yield (name, tensor) for every tensor in the folder's weight files; safetensors first, as everyone reads them.
+def read_tensors(folder, head=False):
+    """Yield (name, tensor) for every tensor in the folder's weight files but those of a span head (spans.py); or, with
+    `head`, for those alone. Safetensors first, as everyone reads them.
 
     Tensors are mapped from disk: what is dropped or converted one at a time never stands in memory twice.
     """
@@ -67,7 +69,9 @@ def read_tensors(folder):
             if Path(file).name != file:            # a stranger's index must not reach outside its folder
                 raise UserError(f"{folder / index}: {file!r} is not a plain file name")
             for name, tensor in open_weights(folder / file):
-                yield name.removeprefix("_orig_mod.").removeprefix("module."), tensor     # torch.compile's, DDP's
+                name = name.removeprefix("_orig_mod.").removeprefix("module.")            # torch.compile's, DDP's
+                if name.startswith(SPAN_HEAD) == head:
+                    yield name, tensor
         return
     raise UserError(f"{folder}: holds no model.safetensors or pytorch_model.bin; which model's folder did you mean?")
 
@@ -136,3 +140,18 @@ def write_tensors(folder, plan, get):
     for stale in folder.glob("model*.safetensors*"):          # an older save in other parts would be read in its place
         if stale.name not in (*files, INDEX if len(parts) > 1 else None):
             stale.unlink()
+
+
+def add_tensors(folder, tensors):
+    """Put more tensors, such as a head's, into a folder's last weight file."""
+    if not tensors:
+        return
+    index = read_json(folder / INDEX, "an index of weight files") if (folder / INDEX).is_file() else {"weight_map": {}}
+    file = max(index["weight_map"].values(), default="model.safetensors")
+    with written_whole(folder / file) as temporary:
+        save_file(dict(open_weights(folder / file)) | {name: w.contiguous() for name, w in tensors.items()}, temporary,
+                  metadata={"format": "pt"})
+    if index["weight_map"]:
+        index["weight_map"] |= dict.fromkeys(tensors, file)
+        index["metadata"]["total_size"] += sum(w.nbytes for w in tensors.values())
+        write_json(folder / INDEX, index)

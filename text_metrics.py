@@ -1,7 +1,7 @@
 """What generated text is worth: overlap with a reference, exact answers, and signs of degeneration.
 
     ROUGE, BLEU               words in common with the reference (by rouge-score and sacrebleu); blind to what is true
-    exact match, F1           short answers, compared as SQuAD's official script does
+    exact match, F1           short answers, compared as SQuAD's official scripts do (0 to 1, theirs 0 to 100)
     strict, lenient, MRR      a ranked list of short answers, as BioASQ scores factoid questions
     distinct-n, copy rate     low and high for text that repeats itself or its prompt: overlap does not show it
 
@@ -100,6 +100,26 @@ def token_f1(prediction, answers):
         same = sum((Counter(ours) & Counter(theirs)).values())
         best = max(best, 2 * same / (len(ours) + len(theirs)) if same else 0.0)
     return best
+
+
+def squad2_scores(prediction, answers):
+    """(exact match, F1) as SQuAD 2.0's script: a question without answers is answered by nothing, "", alone."""
+    answers = [answer for answer in answers if normalized(answer)] or [""]
+    exact = exact_match(prediction, answers)
+    return exact, token_f1(prediction, answers) if normalized(prediction) else exact
+
+
+def best_threshold(margins, answered, silent):
+    """(the best mean score, the threshold that reaches it): an item whose margin, which speaks for silence, is above
+    the threshold scores as `silent`, else as `answered`. As in SQuAD 2.0's script, only margins that occur are tried.
+    """
+    margins, answered, silent = (np.asarray(values, dtype=np.float64) for values in (margins, answered, silent))
+    order = np.argsort(margins, kind="stable")
+    gain_N, last_N = np.cumsum((answered - silent)[order]), np.append(np.diff(margins[order]) > 0, True)
+    best = int(np.where(last_N, gain_N, -np.inf).argmax())
+    if gain_N[best] <= 0:
+        return silent.mean(), float(margins[order[0]]) - 1        # say nothing at all
+    return float((silent.sum() + gain_N[best]) / len(margins)), float(margins[order[best]])
 
 
 def factoid_scores(ranked, answers):

@@ -68,7 +68,7 @@ MASKED = {
                 "generator_lm_head."),
     "albert": ("predictions.dense", "predictions.LayerNorm", "predictions.bias", "predictions.decoder.")}
 # Heads that are another task's; their tensors are left where they are.
-ASIDE = ("pooler.", "cls.seq_relationship.", "discriminator_predictions.", "sop_classifier.", "qa_outputs.",
+ASIDE = ("pooler.", "cls.seq_relationship.", "discriminator_predictions.", "sop_classifier.",
          "classifier.", "sequence_summary.", "embeddings.position_ids", "embeddings.token_type_ids")
 
 

@@ -25,9 +25,10 @@ import numpy as np
 import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))   # run as a script, Python looks in prepare/ alone
-from answers import SHARES, Item, splits_of  # noqa: E402
-from common import UserError, parse_args, read_json, speaking_to_the_user, write_json_lines  # noqa: E402
+from answers import SHARES, Item, splits_of, unasked  # noqa: E402
+from common import UserError, parse_args, speaking_to_the_user, write_json_lines  # noqa: E402
 from prepare.qa import Malformed, read_records  # noqa: E402
+from spans import read_squad  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -69,13 +70,10 @@ def from_meqsum(source):
 
 
 def from_squad(path):
-    """Yield an Item a question and snippet. TRAP: ids are QUESTION_NNN, several snippets a question: one group."""
-    for article in read_json(path, "BioASQ in SQuAD's form")["data"]:
-        for paragraph in article["paragraphs"]:
-            for qa in paragraph["qas"]:
-                answers = tuple(dict.fromkeys(answer["text"].strip() for answer in qa["answers"]))
-                yield Item(qa["id"], squeezed(qa["question"]), answers[0], paragraph["context"].strip(), answers,
-                           qa["id"].split("_")[0])
+    """Yield an Item a question and snippet."""
+    for item in read_squad(path)[0]:
+        answers = tuple(dict.fromkeys(answer.strip() for answer in item.answers))
+        yield Item(item.id, squeezed(item.prompt), answers[0], item.context.strip(), answers, item.group)
 
 
 def bioasq(cfg):
@@ -83,12 +81,8 @@ def bioasq(cfg):
     if cfg.test is None:
         return list(from_squad(cfg.source))
     test = [replace(item, split="test") for item in from_squad(cfg.test)]
-    asked = {item.group for item in test} | {item.prompt.lower() for item in test}
-    read = {item.context for item in test}
-    rest, left = [], list(from_squad(cfg.source))
-    for item in left:
-        if not asked & {item.group, item.prompt.lower()} and item.context not in read:
-            rest.append(item)
+    left = list(from_squad(cfg.source))
+    rest = unasked(left, test)
     print(f"{cfg.source}: {len(left) - len(rest):,} items left out, since the test has their question or snippet")
     divided = splits_of(rest, {"train": 0.9, "dev": 0.1})
     return [replace(item, split=name) for name, items in divided.items() for item in items] + test

@@ -1,0 +1,163 @@
+"""Pretraining of an encoder on the shards that a GPT reads: the fair rival of a small BioMedLM.
+
+Teaches masked-token prediction: 15 % of the tokens are asked for, of which 80 % show [MASK], 10 % another token and
+10 % themselves, so that no token can be trusted. A GPT learns from each token it reads, an encoder from one in seven:
+the price of seeing both sides. The tokens are ours with four more; an encoder does not care what its ids mean, and the
+same vocabulary keeps the comparison to the network and its task.
+Not here: next-sentence prediction and ELECTRA's detection of replaced tokens; more than one process.
+
+    python baselines/pretrain_encoder.py --data data/pubmed --out out/encoder
+    python finetune_answers.py span --model out/encoder/model --train F --test F
+    python finetune_qa.py pubmedqa --model out/encoder/model
+
+Each step writes a line to OUT/log.jsonl; the same command again goes on from OUT's newest checkpoint. OUT/model is a
+folder that transformers' BertForMaskedLM reads. Devlin et al. 2018 (arXiv 1810.04805), Liu et al. 2019 (1907.11692).
+"""
+import json
+import sys
+import time
+import zlib
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))   # run as a script, Python looks in baselines/ alone
+from baselines import load_tokenizer  # noqa: E402
+from baselines.encoder import Encoder, EncoderConfig  # noqa: E402
+from checkpoint import Checkpoints  # noqa: E402
+from common import UserError, parse_args, speaking_to_the_user, written_whole  # noqa: E402
+from data import Corpus  # noqa: E402
+from parallel import World  # noqa: E402
+from runtime import autocast, matrix_dtype, pick_device, stop_on_signals  # noqa: E402
+from train import learning_rate  # noqa: E402
+
+NEW_TOKENS = ("[CLS]", "[SEP]", "[MASK]", "[PAD]")
+FREE = ("out", "steps", "micro_batch_size", "eval_every", "eval_windows", "checkpoint_every")
+
+
+@dataclass(frozen=True)
+class PretrainEncoder:
+    """Pretrain an encoder on token shards."""
+    data: str = "data/pubmed"            # folder written by prepare/pubmed.py, with its tokenizer
+    out: str = "out/encoder"
+    model: EncoderConfig = EncoderConfig(n_embd=256, n_layer=6, n_head=4, n_inner=1024, resid_pdrop=0.0, attn_pdrop=0.0)
+    steps: int = 400
+    batch_size: int = 16                 # windows of n_positions tokens a step
+    micro_batch_size: int = 16           # windows at once; the rest of the batch is accumulated
+    learning_rate: float = 1e-3          # the peak; a network that normalises last bears less than GPT-2
+    final_learning_rate: float = 1e-4    # the end of the cosine
+    warmup_steps: int = 60
+    weight_decay: float = 0.1            # as train.py's, and the betas, too
+    masked: float = 0.15                 # of the tokens
+    seed: int = 0
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    eval_every: int = 100                # steps
+    eval_windows: int = 128              # of the validation split, masked the same way every time
+    checkpoint_every: int = 100
+
+
+def main(cfg):
+    """Pretrain, and return the loss of every step taken by this call."""
+    if cfg.batch_size % cfg.micro_batch_size or not 0 < cfg.masked < 1 or cfg.model.n_positions < 3:
+        raise UserError("--batch-size must be a multiple of --micro-batch-size, --masked between 0 and 1, and "
+                        "--model.n-positions 3 or more")
+    device = pick_device()
+    cfg, world = replace(cfg, dtype=matrix_dtype(cfg.dtype, device)), World(0, 1, device)
+    tok = load_tokenizer(Path(cfg.data))
+    n_read = len(tok)
+    for name in NEW_TOKENS:
+        tok.add_special(name)
+    # [CLS] before and [SEP] behind; what is between are the tokens that a GPT reads, in the same kind of order.
+    corpus, val = (Corpus(cfg.data, split, cfg.model.n_positions - 2, cfg.seed) for split in ("train", "val"))
+    corpus.check_ids(n_read), val.check_ids(n_read)
+    model = Encoder(replace(cfg.model, vocab_size=len(tok)), head=True).to(device)
+    model.init_weights(cfg.seed)
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=cfg.weight_decay, fused=True)
+    losses = train(cfg, world, model, optimizer, tok, corpus, val)
+    with written_whole(Path(cfg.out) / "model") as folder:
+        model.save_pretrained(folder)
+        tok.save(folder)
+    print(f"wrote {cfg.out}/model")
+    return losses
+
+
+def train(cfg, world, model, optimizer, tok, corpus, val):
+    checkpoints, losses = Checkpoints(cfg.out, world, keep=1), []
+    first = checkpoints.load(model, optimizer, lambda folder, saved: accept(cfg, folder, saved))
+    log = open(Path(cfg.out) / "log.jsonl", "a" if first else "w", encoding="utf-8")
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {corpus.tokens:,} tokens to read, "
+          f"{cfg.steps * cfg.batch_size * corpus.window:,} of them in {cfg.steps:,} steps", flush=True)
+    with log, stop_on_signals() as signals:
+        for step in range(first, cfg.steps):
+            started, rate, loss = time.perf_counter(), learning_rate(step, cfg), 0.0
+            torch.manual_seed(zlib.crc32(f"{cfg.seed} {step}".encode()))      # masks and dropout: of the step alone
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            model.train()
+            for start in range(0, cfg.batch_size, cfg.micro_batch_size):
+                ids_BT, _ = corpus.batch(step, cfg.batch_size, slice(start, start + cfg.micro_batch_size))
+                part = loss_of(model, ids_BT, cfg, tok, world.device) * cfg.micro_batch_size / cfg.batch_size
+                part.backward()
+                loss += part.item()
+            grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss)
+            values = {"step": step, "loss": loss, "grad_norm": grad_norm, "lr": rate,
+                      "tokens_per_second": cfg.batch_size * corpus.window / (time.perf_counter() - started)}
+            if (step + 1) % cfg.eval_every == 0 or step + 1 == cfg.steps:
+                values["val_loss"] = evaluate(model, val, cfg, tok, world.device)
+                print(json.dumps(values), flush=True)
+            print(json.dumps(values), file=log, flush=True)
+            if (step + 1) % cfg.checkpoint_every == 0 or step + 1 == cfg.steps or signals:
+                checkpoints.save(step + 1, model, optimizer, asdict(cfg))
+            if signals and step + 1 < cfg.steps:
+                checkpoints.finish()
+                raise KeyboardInterrupt(f"saved after step {step}; the same command goes on from there")
+    checkpoints.finish()
+    return losses
+
+
+def accept(cfg, folder, saved):
+    for name, now in json.loads(json.dumps(asdict(cfg))).items():
+        if name not in FREE and saved.get(name) != now:
+            raise UserError(f"{folder}: made with {name} = {saved.get(name)}, now it is {now}; use another --out")
+
+
+def masked(ids_BT, share, tok):
+    """(what is shown, the places that are asked for): of these 80 % show [MASK], 10 % any token, 10 % their own. The
+    ends of documents and the new tokens are never asked for."""
+    n_ordinary = min(tok.specials.values())
+    asked_BT = (torch.rand(ids_BT.shape) < share) & (ids_BT < n_ordinary)
+    how_BT = torch.rand(ids_BT.shape)
+    shown_BT = torch.where(asked_BT & (how_BT < 0.8), tok.specials["[MASK]"], ids_BT)
+    return torch.where(asked_BT & (how_BT >= 0.9), torch.randint_like(ids_BT, n_ordinary), shown_BT), asked_BT
+
+
+def loss_of(model, ids_BT, cfg, tok, device):
+    """The mean cross-entropy, in nats, of the tokens that are asked for; the others need no logits."""
+    ids_BT = F.pad(F.pad(ids_BT, (1, 0), value=tok.specials["[CLS]"]), (0, 1), value=tok.specials["[SEP]"])
+    shown_BT, asked_BT = masked(ids_BT, cfg.masked, tok)
+    if not asked_BT.any():
+        asked_BT[0, 1] = True
+    shown_BT, asked_BT, targets_N = shown_BT.to(device), asked_BT.to(device), ids_BT[asked_BT].to(device)
+    with autocast(device, cfg.dtype):
+        logits_NV = model.logits(model.hidden(shown_BT)[asked_BT])
+    return F.cross_entropy(logits_NV.float(), targets_N)
+
+
+@torch.no_grad()
+def evaluate(model, val, cfg, tok, device):
+    model.eval()
+    torch.manual_seed(0)
+    starts = val.spread(cfg.eval_windows)
+    parts = [starts[i:i + cfg.micro_batch_size] for i in range(0, len(starts), cfg.micro_batch_size)]
+    return sum(loss_of(model, val.cut(part)[0], cfg, tok, device).item() * len(part) for part in parts) / len(starts)
+
+
+if __name__ == "__main__":
+    with speaking_to_the_user():
+        main(parse_args(PretrainEncoder))
