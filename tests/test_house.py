@@ -70,8 +70,8 @@ def test_every_file_opens_with_what_it_is_for_and_has_no_globals(path):
 
 
 @pytest.mark.parametrize("script, config", [
-    ("train", "Train"), ("finetune_qa", "FinetuneQA"), ("finetune_answers", "FinetuneAnswers"), ("finetune_span", "FinetuneSpan"),
-    ("sample", "Sample")])
+    ("train", "Train"), ("finetune_qa", "FinetuneQA"), ("finetune_answers", "FinetuneAnswers"),
+    ("finetune_span", "FinetuneSpan"), ("sample", "Sample")])
 def test_every_setting_is_read_somewhere(script, config):
     # Whom a script hands its settings to.
     rooms = ["finetuning", "trainable", "heads"] if script.startswith("finetune") else []
