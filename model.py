@@ -2,7 +2,7 @@
 
 Teaches the network: token and position embeddings, pre-LayerNorm blocks of attention and MLP, a head tied to the token
 embedding, and the one unusual line, scores divided by (layer + 1). And how a Hugging Face folder is read and written.
-Not here: training (train.py), the KV cache and sampling (sample.py), processes (common.py).
+Not here: training (train.py), the KV cache and sampling (sample.py), many processes (parallel.py).
 
     from model import GPT, GPTConfig
     GPTConfig()                                                # the paper's model: 2,594,247,680 parameters

@@ -33,9 +33,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # python looks 
 from common import UserError, parse_args, read_json, speaking_to_the_user, write_json, write_json_lines, written_whole
 from metrics import guessing_accuracy
 from prepare.demo_facts import ALSO_TRUE, FACTS, QUESTIONS, RELATIONS, SCENES, SENTENCES
+from prepare.vocabulary import PAPER_TERMS
 from questions import Question, write_questions
 from shards import write_shard
-from tokenizer import PAPER_TERMS, Tokenizer
+from tokenizer import Tokenizer
 
 TITLES = ("{e}", "a study of {e}", "{e} revisited", "notes on {e}", "what we know about {e}", "a review of {e}",
           "new data on {e}", "Immunohistochemistry and {e}")

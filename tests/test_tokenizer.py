@@ -19,6 +19,7 @@ from tokenizers import models, pre_tokenizers, trainers
 
 import tokenizer as module
 from common import ROOT, UserError
+from prepare.vocabulary import PAPER_TERMS
 from tokenizer import EOS, Tokenizer, count_pieces, cut, learn_merges, well_formed
 
 STEMS = "cardi neur hepat nephr cyt gastr derm oste my immun hist path onc hem arthr chromat phot prob thromb".split()
@@ -439,7 +440,7 @@ def test_compare_shows_both_splits_and_the_papers_terms(folder):
     assert result.returncode == 0 and plain.count("bytes per token") == 2 and plain.count("chromatography") == 2
     assert result.stdout.count("\x1b[30;4") == 2 * sum(
         len(Tokenizer.load(folder).encode(text)) for text in
-        ["gastritis in patients\nwith anemia", *(" " + term for term in module.PAPER_TERMS)])
+        ["gastritis in patients\nwith anemia", *(" " + term for term in PAPER_TERMS)])
 
 
 def test_bad_input_ends_the_command_in_one_line_and_code_2_and_leaves_nothing(tmp_path):
