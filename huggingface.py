@@ -106,7 +106,7 @@ def fill(model, tensors, folder, dtype, transposed=()):
         if name not in tensors:
             raise UserError(f"{folder}: the weights lack {name}; is the download whole?")
         tensor = tensors.pop(name)
-        tensor = tensor.t() if transposed and name.endswith(transposed) else tensor
+        tensor = tensor.t() if name.endswith(tuple(transposed)) else tensor
         if tensor.shape != p.shape:
             raise UserError(f"{folder}: {name} is {tuple(tensor.shape)}, by config.json it is {tuple(p.shape)}")
         state[name] = tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)

@@ -64,13 +64,20 @@ class GPTConfig:
     @classmethod
     def from_json(cls, path):
         """Read Hugging Face's config.json; UserError for what this file would compute wrongly."""
-        values = SILENT | read_config(path, FIXED)
+        values = cls.read(path)
         cfg = cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
         try:
             cfg.check()
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
         return cfg
+
+    @staticmethod
+    def read(path):
+        return SILENT | read_config(path, FIXED)
+
+    def to_json(self):
+        return {name: values[0] for name, values in FIXED.items()} | asdict(self)
 
     @property
     def mlp_width(self):
@@ -80,14 +87,18 @@ class GPTConfig:
     def head_width(self):
         return self.n_embd // self.n_head
 
+    @property
+    def block_weights(self):
+        """The weights of a block that meet in a matrix product: 4 D^2 of attention, 2 D F of the MLP."""
+        return self.n_embd * (4 * self.n_embd + 2 * self.mlp_width)
+
     def flops_per_token(self, T):
         """Training FLOPs for one token in a window of T: 6N + 12 L D T, N the weights that meet in a matrix product.
 
         The convention of PaLM, nanoGPT and llm-foundry: forward and backward, attention not halved for causality.
         """
-        D = self.n_embd
-        n_matmul = self.n_layer * (4 * D**2 + 2 * D * self.mlp_width) + self.vocab_size * D
-        return 6 * n_matmul + 12 * self.n_layer * D * T
+        n_matmul = self.n_layer * self.block_weights + self.vocab_size * self.n_embd
+        return 6 * n_matmul + 12 * self.n_layer * self.n_head * self.head_width * T
 
 
 class Attention(nn.Module):
@@ -180,6 +191,10 @@ class CrossEntropy(torch.autograd.Function):
 
 class GPT(nn.Module):
     """A decoder-only transformer over ids_BT (int64, 0 <= id < vocab_size, T <= n_positions)."""
+    # In what the other families in baselines/ differ, beside a method or two:
+    config_class, block_class, architecture = GPTConfig, Block, "GPT2LMHeadModel"
+    transposed, residual = CONV1D, ("c_proj",)      # the ends of weights that lie as [in, out]; what adds to the stream
+    has_kernels = True                              # kernels/ and cuda_graph.py compute this network
 
     def __init__(self, cfg):
         super().__init__()
@@ -188,7 +203,7 @@ class GPT(nn.Module):
         self.wte = nn.Embedding(cfg.vocab_size, cfg.n_embd)      # tokens in, and transposed: the head (tied)
         self.wpe = nn.Embedding(cfg.n_positions, cfg.n_embd)     # positions
         self.drop = nn.Dropout(cfg.embd_pdrop)
-        self.h = nn.ModuleList(Block(cfg, layer) for layer in range(cfg.n_layer))
+        self.h = nn.ModuleList(self.block_class(cfg, layer) for layer in range(cfg.n_layer))
         self.ln_f = nn.LayerNorm(cfg.n_embd, cfg.layer_norm_epsilon)
         self.lm_head = None         # what stands in for the embedding as the head: fast_linear.py, trainable.py
         self.kernels = None
@@ -206,7 +221,7 @@ class GPT(nn.Module):
                 value += "ln_" in name and name.endswith("weight")
             else:
                 generator = torch.Generator(value.device).manual_seed(zlib.crc32(f"{seed} {name}".encode()))
-                std = residual_std if "c_proj" in name else self.cfg.initializer_range
+                std = residual_std if any(part in name for part in self.residual) else self.cfg.initializer_range
                 value.normal_(0.0, std, generator=generator)
             yield name, value
 
@@ -230,7 +245,9 @@ class GPT(nn.Module):
         takes it on the GPUs that it was written for.
         """
         chosen, said = None, "torch's operators"
-        if kernels == "triton" or (kernels == "auto" and device.type == "cuda"):
+        if kernels == "triton" and not self.has_kernels:
+            raise UserError(f"the Triton kernels compute GPT-2, not {type(self).__name__}; use --kernels torch")
+        if kernels == "triton" or (kernels == "auto" and device.type == "cuda" and self.has_kernels):
             from kernels import require_triton  # here: Triton is for Linux, and this file for everyone
             try:
                 said = require_triton(device, self.cfg.head_width)
@@ -253,7 +270,7 @@ class GPT(nn.Module):
         """
         assert self.kernels is None or (cache is None and visible_BTS is None), "use_kernels('torch') for these"
         visible_BTS, position_BT = self.places(ids_BT, cache, doc_start_BT, visible_BTS, position_BT)
-        x_BTD = self.drop(self.wte(ids_BT) + self.wpe(position_BT))
+        x_BTD = self.embed(ids_BT, position_BT)
         if self.kernels and torch.is_autocast_enabled(x_BTD.device.type):     # the kernels take what they are given
             x_BTD = x_BTD.to(torch.get_autocast_dtype(x_BTD.device.type))
         for block in self.h:
@@ -261,6 +278,9 @@ class GPT(nn.Module):
         if cache:
             cache.length += ids_BT.shape[1]
         return self.ln_f(x_BTD)
+
+    def embed(self, ids_BT, position_BT):
+        return self.drop(self.wte(ids_BT) + self.wpe(position_BT))
 
     def places(self, ids_BT, cache, doc_start_BT, visible_BTS, position_BT):
         """What hidden was not told: (visible_BTS, None for all up to the query itself; position_BT)."""
@@ -294,6 +314,15 @@ class GPT(nn.Module):
     def loss(self, ids_BT, targets_BT):
         return self(ids_BT, targets_BT)
 
+    @staticmethod
+    def our_name(stored):
+        """What a tensor in a folder is called here; None for the causal mask, which old releases hold."""
+        return None if stored.endswith((".attn.bias", ".attn.masked_bias")) else stored.removeprefix("transformer.")
+
+    @staticmethod
+    def stored_name(name):
+        return "transformer." + name
+
     @classmethod
     def from_pretrained(cls, name_or_folder, dtype=torch.float32):
         """Read a GPT-2 from a local folder or from the Hugging Face hub, in evaluation mode.
@@ -302,23 +331,22 @@ class GPT(nn.Module):
         Raises UserError for a folder that holds no such model.
         """
         folder = find_folder(name_or_folder)
-        cfg = GPTConfig.from_json(folder / "config.json")
-        tensors = dict(read_tensors(folder))                       # mapped, not yet read
-        tensors = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()
-                   if not name.endswith((".attn.bias", ".attn.masked_bias"))}    # the causal mask, in old releases
+        cfg = cls.config_class.from_json(folder / "config.json")
+        tensors = {cls.our_name(name): tensor for name, tensor in read_tensors(folder)}        # mapped, not yet read
+        tensors.pop(None, None)
         if "wte.weight" in tensors:      # rows added by fine-tuning: [PAD], [SEP] ...
             cfg = replace(cfg, vocab_size=max(cfg.vocab_size, len(tensors["wte.weight"])))
         with torch.device("meta"):
             model = cls(cfg)
-        lm_head = tensors.pop("lm_head.weight", None)
-        fill(model, tensors, folder, dtype, transposed=CONV1D)
+        lm_head = tensors.pop("lm_head.weight", None) if model.lm_head is None else None
+        fill(model, tensors, folder, dtype, cls.transposed)
         if lm_head is not None and not torch.equal(lm_head.to(dtype), model.wte.weight):
             raise UserError(f"{folder}: lm_head.weight differs from wte.weight; this model ties them")
         return model.eval()
 
     @torch.no_grad()
     def save_pretrained(self, folder, fold_layer_scale=False):
-        """Write config.json and safetensors as transformers' GPT2LMHeadModel reads them, in the parameters' dtype.
+        """Write config.json and safetensors as transformers' classes read them, in the parameters' dtype.
 
         fold_layer_scale multiplies 1/(layer+1) into the query weights and switches the flag off: the same logits in
         programs that do not know the flag (vLLM refuses it, llama.cpp ignores it).
@@ -331,9 +359,9 @@ class GPT(nn.Module):
             if fold and ".attn.c_attn." in name:
                 tensor = tensor.clone()
                 tensor[:cfg.n_embd] /= int(name.split(".")[1]) + 1          # h.LAYER.attn.c_attn: queries come first
-            return (tensor.t() if name.endswith(CONV1D) else tensor).contiguous()
+            return (tensor.t() if name.endswith(self.transposed) else tensor).contiguous()
 
-        write_tensors(folder, {"transformer." + name: (p.nbytes, name) for name, p in parameters.items()}, stored)
+        write_tensors(folder, {self.stored_name(name): (p.nbytes, name) for name, p in parameters.items()}, stored)
         cfg = replace(cfg, scale_attn_by_inverse_layer_idx=False) if fold else cfg
-        write_config(folder, {name: values[0] for name, values in FIXED.items()} | asdict(cfg) | {
-            "architectures": ["GPT2LMHeadModel"], "dtype": str(self.wte.weight.dtype).split(".")[-1]})
+        write_config(folder, cfg.to_json() | {
+            "architectures": [self.architecture], "dtype": str(self.wte.weight.dtype).split(".")[-1]})

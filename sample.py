@@ -71,11 +71,9 @@ class KVCache:
         self.length = 0                 # the model raises it once all layers have read the new tokens
 
     def attend(self, layer, q_BHTK, k_BHTK, v_BHTK, scale):
-        """Put the new tokens behind the old ones; returns what the queries read from both, y_BHTK."""
-        T, end = k_BHTK.shape[2], self.length + k_BHTK.shape[2]
-        self.k_LBHKS[layer, :, :, :, self.length:end] = k_BHTK.transpose(2, 3)
-        self.v_LBHSK[layer, :, :, self.length:end] = v_BHTK
-        k_BHKS, v_BHSK = self.k_LBHKS[layer, :, :, :, :end], self.v_LBHSK[layer, :, :, :end]
+        """What the queries of new tokens read from the old ones and from themselves, y_BHTK."""
+        k_BHKS, v_BHSK = self.append(layer, k_BHTK, v_BHTK)
+        T, end = k_BHTK.shape[2], k_BHKS.shape[3]
         if T == 1:                      # one query sees all: no mask to build
             z_BHTS = (q_BHTK * scale) @ k_BHKS
             return z_BHTS.softmax(-1, dtype=torch.float32).to(v_BHSK.dtype) @ v_BHSK
@@ -84,6 +82,13 @@ class KVCache:
         # Query t stands at position end - T + t and sees the keys up to there.
         mask_TS = torch.ones(T, end, dtype=torch.bool, device=q_BHTK.device).tril(end - T)
         return F.scaled_dot_product_attention(q_BHTK, k_BHKS.transpose(2, 3), v_BHSK, attn_mask=mask_TS, scale=scale)
+
+    def append(self, layer, k_BHTK, v_BHTK):
+        """Put the new tokens behind the old ones; returns both, k_BHKS and v_BHSK."""
+        end = self.length + k_BHTK.shape[2]
+        self.k_LBHKS[layer, :, :, :, self.length:end] = k_BHTK.transpose(2, 3)
+        self.v_LBHSK[layer, :, :, self.length:end] = v_BHTK
+        return self.k_LBHKS[layer, :, :, :, :end], self.v_LBHSK[layer, :, :, :end]
 
     def repeat(self, times):
         """The same prompt for every sample: each row becomes `times` rows, one behind the other."""
@@ -212,7 +217,7 @@ def prepare(cfg):
     model, tok = load(cfg.model, torch.float32 if dtype == "float32" else torch.bfloat16, device)
     check_stops(tok, cfg.stop)
     layout = choose_layout(dtype, device)
-    graph = cfg.cuda_graph and device.type == "cuda"
+    graph = cfg.cuda_graph and device.type == "cuda" and model.has_kernels
     why = f" ({library()[1]}, which halves the speed)" if (dtype, layout) == ("bfloat16", "blocks") else ""
     print(f"{WARNING}\n{dtype} weights on {device}, layout {layout}{why}{', one CUDA graph a token' if graph else ''}",
           file=sys.stderr)
@@ -241,7 +246,7 @@ def continue_prompts(cfg, model, tok, weight_bytes, encoded, show=lambda text: N
     running, tokens, times = [True] * len(streams), 0, [time.perf_counter()]
     for column in stream(model, encoded, cfg.max_new_tokens, cfg.temperature, cfg.top_k, cfg.top_p,
                          cfg.repetition_penalty, cfg.num_samples, cfg.seed, tok.eos_id, running,
-                         cfg.cuda_graph and model.ln_f.weight.is_cuda):
+                         cfg.cuda_graph and model.has_kernels and model.ln_f.weight.is_cuda):
         for row, token in column:
             text = streams[row].feed(token)
             running[row] = not streams[row].stopped

@@ -18,6 +18,8 @@ from tokenizer import Tokenizer
 
 FAMILIES = {                                # model_type -> (module, class)
     "gpt2": ("model", "GPT"),
+    "gpt_neo": ("baselines.gpt_neo", "GPTNeo"),
+    "llama": ("baselines.llama", "Llama"),
     "bert": ("baselines.encoder", "Encoder"),
     "electra": ("baselines.encoder", "Encoder"),
     "albert": ("baselines.encoder", "Encoder"),

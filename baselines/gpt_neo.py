@@ -1,0 +1,132 @@
+"""GPT-Neo: GPT-2 that looks back 256 tokens only in every second layer. The paper's rival, pretrained on general text.
+
+Teaches what it changed of GPT-2: local attention (a query sees the `window_size` keys up to itself, so that what a
+layer has to compute grows with T, not with T^2), scores that are not divided by sqrt(K) (its weights learned around it,
+as BioMedLM's around 1 / (layer + 1)), and linear layers stored as they are used.
+Not here: all else, which is model.py's; speed: a local layer computes all T x T scores and hides most.
+
+    model = load_model("EleutherAI/gpt-neo-2.7B")              # of baselines/__init__.py, as every script does
+    python finetune_qa.py medqa --model EleutherAI/gpt-neo-2.7B          # the paper's: 37.7 % on MedQA
+"""
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+import model
+from common import UserError
+from huggingface import read_config
+from model import GPT, GPTConfig
+
+# Our name of a setting -> config.json's.
+NAMES = dict(vocab_size="vocab_size", n_positions="max_position_embeddings", n_embd="hidden_size", n_layer="num_layers",
+             n_head="num_heads", n_inner="intermediate_size", layer_norm_epsilon="layer_norm_epsilon",
+             initializer_range="initializer_range", embd_pdrop="embed_dropout", attn_pdrop="attention_dropout",
+             resid_pdrop="resid_dropout", window_size="window_size", bos_token_id="bos_token_id",
+             eos_token_id="eos_token_id")
+FIXED = dict(model_type=("gpt_neo",), activation_function=("gelu_new", "gelu_pytorch_tanh"),
+             tie_word_embeddings=(True,))
+
+
+@dataclass(frozen=True)
+class GPTNeoConfig(GPTConfig):
+    """The defaults are what a config.json means where it is silent."""
+    vocab_size: int = 50257
+    n_positions: int = 2048
+    n_embd: int = 2048
+    n_layer: int = 24
+    n_head: int = 16
+    embd_pdrop: float = 0.0
+    attn_pdrop: float = 0.0
+    resid_pdrop: float = 0.0
+    scale_attn_by_inverse_layer_idx: bool = False
+    bos_token_id: int = 50256
+    eos_token_id: int = 50256
+    window_size: int = 256                        # keys that a local layer sees, the query's own among them
+    attention_layers: tuple[str, ...] = ("global", "local") * 12
+
+    def check(self):
+        super().check()
+        if len(self.attention_layers) != self.n_layer or set(self.attention_layers) - {"global", "local"}:
+            raise UserError(f"attention_types names {len(self.attention_layers)} layers, {self.attention_layers}, for "
+                            f"{self.n_layer}; each is global or local")
+        if not isinstance(self.window_size, int) or self.window_size < 1:
+            raise UserError(f"window_size is {self.window_size!r}; it must be a whole number, at least 1")
+
+    @staticmethod
+    def read(path):
+        stored = read_config(path, FIXED)
+        values = {ours: stored[theirs] for ours, theirs in NAMES.items() if theirs in stored}
+        try:
+            layers = [kind for kinds, times in stored.get("attention_types") or [] for kind in list(kinds) * times]
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{path}: attention_types is {stored['attention_types']!r}, no list of [kinds, times]"
+                            ) from error
+        return values | ({"attention_layers": tuple(layers)} if layers else {})
+
+    def to_json(self):
+        return {name: values[0] for name, values in FIXED.items()} | {
+            theirs: getattr(self, ours) for ours, theirs in NAMES.items()} | {
+            "attention_types": [[self.attention_layers, 1]], "attention_layers": self.attention_layers}
+
+
+class Attention(nn.Module):
+    def __init__(self, cfg, layer):
+        super().__init__()
+        self.layer, self.n_head, self.dropout = layer, cfg.n_head, cfg.attn_pdrop
+        self.window = cfg.window_size if cfg.attention_layers[layer] == "local" else None
+        for name in ("k_proj", "v_proj", "q_proj"):
+            setattr(self, name, nn.Linear(cfg.n_embd, cfg.n_embd, bias=False))
+        self.out_proj = nn.Linear(cfg.n_embd, cfg.n_embd)
+
+    def forward(self, x_BTD, cache=None, visible=(None, None)):
+        q_BHTK, k_BHSK, v_BHSK = (project(x_BTD).unflatten(-1, (self.n_head, -1)).transpose(1, 2)
+                                  for project in (self.q_proj, self.k_proj, self.v_proj))
+        all_BTS, near_BTS = visible
+        if cache is not None and self.window is None:
+            y_BHTK = cache.attend(self.layer, q_BHTK, k_BHSK, v_BHSK, 1.0)
+        else:
+            visible_BTS = all_BTS if self.window is None else near_BTS
+            if cache is not None:                  # of the keys so far, those that the first query's window reaches
+                reach = self.window + q_BHTK.shape[2] - 1
+                k_BHKS, v_BHSK = cache.append(self.layer, k_BHSK, v_BHSK)
+                k_BHSK, v_BHSK = k_BHKS[..., -reach:].transpose(2, 3), v_BHSK[:, :, -reach:]
+                visible_BTS = visible_BTS[..., -reach:]
+            y_BHTK = F.scaled_dot_product_attention(
+                q_BHTK, k_BHSK, v_BHSK, attn_mask=None if visible_BTS is None else visible_BTS[:, None],
+                is_causal=visible_BTS is None, dropout_p=self.dropout if self.training else 0.0, scale=1.0)
+        return self.out_proj(y_BHTK.transpose(1, 2).flatten(2))
+
+
+class Block(model.Block):
+    def __init__(self, cfg, layer):
+        super().__init__(cfg, layer)
+        self.attn = Attention(cfg, layer)
+
+
+class GPTNeo(GPT):
+    config_class, block_class, architecture = GPTNeoConfig, Block, "GPTNeoForCausalLM"
+    transposed, residual, has_kernels = (), ("c_proj", "out_proj"), False
+
+    def places(self, ids_BT, cache, doc_start_BT, visible_BTS, position_BT):
+        """The masks of both kinds of layers in place of one: (visible_BTS or None, near_BTS), and position_BT.
+
+        Near is told by position, not by place in the row: packed trees branch, and go on from their prefix.
+        """
+        visible_BTS, position_BT = super().places(ids_BT, cache, doc_start_BT, visible_BTS, position_BT)
+        key_BS = position_BT if cache is None else torch.arange(cache.length + ids_BT.shape[1], device=ids_BT.device)
+        back_BTS = torch.atleast_2d(position_BT)[:, :, None] - torch.atleast_2d(key_BS)[:, None, :]
+        near_BTS = (back_BTS < self.cfg.window_size) & (back_BTS >= 0 if visible_BTS is None else visible_BTS)
+        return (visible_BTS, near_BTS), position_BT
+
+    @staticmethod
+    def our_name(stored):
+        """As GPT.our_name; the masks of old releases lie a level deeper."""
+        if stored.endswith((".attention.bias", ".attention.masked_bias")):
+            return None
+        return stored.removeprefix("transformer.").replace(".attn.attention.", ".attn.")
+
+    @staticmethod
+    def stored_name(name):
+        return "transformer." + name.replace(".attn.", ".attn.attention.")
