@@ -115,6 +115,7 @@ class Reader:
 
     def __init__(self, tok, start_id, max_source, max_target, stride):
         self.tok, self.start_id, self.cut = tok, start_id, 0
+        self.front = list(tok.front)     # nothing, or what a model of another family wants first
         self.max_source, self.max_target, self.stride = max_source, max_target, stride
 
     def shortened(self, ids, room):
@@ -130,7 +131,7 @@ class Reader:
     def sources(self, item):
         """The sources of an item: one, or one for each window of its context."""
         pieces, asked = self.windows(item)
-        return [[*piece, *asked, self.start_id] for piece in pieces]
+        return [[*self.front, *piece, *asked, self.start_id] for piece in pieces]
 
     def target(self, text):
         return [*self.shortened(self.tok.encode(text.strip()).tolist(), self.max_target), self.tok.eos_id]
@@ -141,7 +142,7 @@ class Reader:
         (pieces, asked), target = self.windows(item), self.target(item.answer)
         holds = [item.answer.strip() in self.tok.decode(piece) for piece in pieces]
         holds[0] |= not any(holds)
-        return [Example([*piece, *asked, self.start_id], target if held else [self.tok.eos_id])
+        return [Example([*self.front, *piece, *asked, self.start_id], target if held else [self.tok.eos_id])
                 for piece, held in zip(pieces, holds, strict=True) if held or every_window]
 
 

@@ -192,8 +192,9 @@ def build(cfg, world):
 
 
 def make_reader(cfg, tok, gpt_cfg):
-    if cfg.max_source + cfg.max_target + 2 > gpt_cfg.n_positions:
-        raise UserError(f"--max-source {cfg.max_source} and --max-target {cfg.max_target} with two tokens more are "
+    more = len(tok.front) + 2        # the start of the answer, and its end
+    if cfg.max_source + cfg.max_target + more > gpt_cfg.n_positions:
+        raise UserError(f"--max-source {cfg.max_source} and --max-target {cfg.max_target} with {more} tokens more are "
                         f"longer than the model's {gpt_cfg.n_positions} positions; lower them")
     return Reader(tok, tok.specials[START], cfg.max_source, cfg.max_target, cfg.stride)
 

@@ -26,6 +26,7 @@ class Reader:
 
     def __init__(self, head, tok, first_new, max_length, labels=()):
         self.head, self.tok, self.max_length, self.labels, self.cut = head, tok, max_length, labels, 0
+        self.front = list(tok.front)     # nothing, or what a model of another family wants first
         self.special = {name: first_new + i for i, name in enumerate(NEW_TOKENS[head])}
 
     def __call__(self, q):
@@ -47,24 +48,28 @@ class Reader:
         sep = self.special["[SEP]"]
         options = [[*self.ids(" " + option.strip()), sep] for option in q.options]
         question = self.ids(f"{q.context.strip()} {q.question.strip()}".strip())
-        return Tree([*self.end_of(question, self.max_length - 1 - max(map(len, options))), sep], options)
+        room = self.max_length - len(self.front) - 1 - max(map(len, options))
+        return Tree([*self.front, *self.end_of(question, room), sep], options)
 
     def label(self, q):
         context, asks, answers = (self.special[name] for name in NEW_TOKENS["label"][:3])
         question = self.ids(q.question.strip())
-        room = self.max_length - 3 - len(question)
+        most = self.max_length - len(self.front) - 3
+        room = most - len(question)
         if room < 0:                     # no room for any context, and not for all of the question
-            prefix = [context, asks, *self.end_of(question, self.max_length - 3)]
+            prefix = [context, asks, *self.end_of(question, most)]
         else:                            # as in the authors' code, a long context loses its end: the question stays
             read = self.ids(q.context.strip())
             self.cut += len(read) > room
             prefix = [context, *read[:room], asks, *question]
-        return Tree(prefix, [[answers]], tuple(self.labels.index(option.strip()) for option in q.options))
+        classes = tuple(self.labels.index(option.strip()) for option in q.options)
+        return Tree([*self.front, *prefix], [[answers]], classes)
 
     def likelihood(self, q):
         options = [self.ids(" " + option.strip()) for option in q.options]
         asked = f"{q.context.strip()}\nQuestion: {q.question.strip()}\nAnswer:".strip()
-        return Tree(self.end_of(self.ids(asked), self.max_length - max(map(len, options))), options)
+        room = self.max_length - len(self.front) - max(map(len, options))
+        return Tree([*self.front, *self.end_of(self.ids(asked), room)], options)
 
 
 def labels_of(questions):

@@ -19,6 +19,7 @@ from common import UserError, read_json, write_json, written_whole
 
 INDEX = "model.safetensors.index.json"
 SPAN_HEAD = "qa_outputs."   # as transformers' ...ForQuestionAnswering call it
+WANTED = ["*.json", "*.safetensors", "pytorch_model*.bin", "merges.txt", "vocab.txt"]      # of what the hub has
 PART_BYTES = 4 * 2**30      # a save holds one part in memory beside the model
 
 
@@ -31,9 +32,8 @@ def find_folder(name_or_folder):
         raise UserError(f"{name!r}: no such folder; give a model's folder or a name on the Hugging Face hub")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-    wanted = ["*.json", "*.safetensors", "pytorch_model*.bin", "merges.txt", "vocab.txt"]
     try:
-        return Path(snapshot_download(name, allow_patterns=wanted))
+        return Path(snapshot_download(name, allow_patterns=WANTED))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{name}: no such folder here, and the Hugging Face hub did not give it ({reason})") from error
@@ -95,24 +95,23 @@ def open_weights(path):
         raise UserError(f"{path}: damaged, or more than tensors in it ({reason}); download it again") from error
 
 
-def fill(model, tensors, folder, dtype, transposed=()):
-    """Give a model on the "meta" device its weights, name -> tensor, each converted to `dtype` when its turn comes.
+def fill(model, tensors, folder, dtype):
+    """Give a model on the "meta" device its weights, name -> tensor, each converted to `dtype` when its turn comes."""
+    model.load_state_dict({name: tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)
+                           for name, tensor in matched(model, tensors, folder)}, assign=True)
 
-    `transposed`: the ends of names whose weight lies as [in, out]. UserError for what lacks, is too much or of another
-    shape.
-    """
-    state = {}
+
+def matched(model, tensors, folder):
+    """Yield (name, tensor) for each parameter; UserError for what lacks, is too much or of another shape."""
     for name, p in model.named_parameters():
         if name not in tensors:
             raise UserError(f"{folder}: the weights lack {name}; is the download whole?")
         tensor = tensors.pop(name)
-        tensor = tensor.t() if name.endswith(tuple(transposed)) else tensor
         if tensor.shape != p.shape:
             raise UserError(f"{folder}: {name} is {tuple(tensor.shape)}, by config.json it is {tuple(p.shape)}")
-        state[name] = tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)
+        yield name, tensor
     if tensors:
         raise UserError(f"{folder}: the weights hold {min(tensors)}, which a {type(model).__name__} does not have")
-    model.load_state_dict(state, assign=True)
 
 
 def write_tensors(folder, plan, get):

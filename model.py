@@ -331,18 +331,25 @@ class GPT(nn.Module):
         Raises UserError for a folder that holds no such model.
         """
         folder = find_folder(name_or_folder)
+        model, tensors = cls.open(folder)
+        fill(model, tensors, folder, dtype)
+        return model.eval()
+
+    @classmethod
+    def open(cls, folder):
+        """A model on the "meta" device, without weights, and its tensors by name: mapped from disk, not yet read."""
         cfg = cls.config_class.from_json(folder / "config.json")
-        tensors = {cls.our_name(name): tensor for name, tensor in read_tensors(folder)}        # mapped, not yet read
+        tensors = {cls.our_name(name): tensor for name, tensor in read_tensors(folder)}
         tensors.pop(None, None)
         if "wte.weight" in tensors:      # rows added by fine-tuning: [PAD], [SEP] ...
             cfg = replace(cfg, vocab_size=max(cfg.vocab_size, len(tensors["wte.weight"])))
         with torch.device("meta"):
             model = cls(cfg)
         lm_head = tensors.pop("lm_head.weight", None) if model.lm_head is None else None
-        fill(model, tensors, folder, dtype, cls.transposed)
-        if lm_head is not None and not torch.equal(lm_head.to(dtype), model.wte.weight):
+        if lm_head is not None and "wte.weight" in tensors and not torch.equal(
+                lm_head.to((tied := tensors["wte.weight"]).dtype), tied):
             raise UserError(f"{folder}: lm_head.weight differs from wte.weight; this model ties them")
-        return model.eval()
+        return model, {name: p.t() if name.endswith(cls.transposed) else p for name, p in tensors.items()}
 
     @torch.no_grad()
     def save_pretrained(self, folder, fold_layer_scale=False):

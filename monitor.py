@@ -19,8 +19,8 @@ class Monitor:
     def __init__(self, cfg, world, first):
         self.cfg, self.world = cfg, world
         self.peak, self.source = peak_flops(world.device, cfg.dtype)
-        self.tokens = cfg.batch_size * cfg.model.n_positions
-        self.flops = self.tokens * cfg.model.flops_per_token(cfg.model.n_positions)
+        self.tokens = cfg.batch_size * cfg.length
+        self.flops = self.tokens * cfg.model.flops_per_token(cfg.length)
         out = Path(cfg.out)
         out.mkdir(parents=True, exist_ok=True)
         forget_steps(out / "log.jsonl", first)

@@ -44,17 +44,18 @@ def encode_prompt(tok, prompt):
     """The ids of a prompt, a list. <|endoftext|> stands between documents, so as the whole prompt it means: a new one.
 
     Spaces at the end are taken off: in byte-level BPE the space leads the next token, " is" is one token, and after a
-    token that is only a space the model has never seen a word begin.
+    token that is only a space the model has never seen a word begin. Some models of other families want a token in
+    front of every text, tok.front, which then is the sign of a new document.
     """
     if prompt == EOS:
-        return [tok.eos_id]
+        return list(tok.front) or [tok.eos_id]
     stripped = prompt.rstrip(" ")
     if not stripped:
         raise UserError(f"the prompt is empty; give the words to go on from, or --prompt '{EOS}' for none")
     if stripped != prompt:
         print(f"note: the space at the end of {shorten(prompt)!r} is left out; the next token brings its own",
               file=sys.stderr)
-    return tok.encode(stripped).tolist()
+    return [*tok.front, *tok.encode(stripped).tolist()]
 
 
 def shorten(text, n=40):

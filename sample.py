@@ -275,15 +275,17 @@ def share_of_bandwidth(model, weight_bytes, prompt_length, rows, times):
 
 def score_prompt(cfg, model, tok, prompt, ids):
     """The log-probability of a text as a document of its own, token by token."""
-    log_p = log_probabilities(model, [tok.eos_id, *ids]).tolist()
-    result = {"model": cfg.model, "prompt": prompt, "log_probability": sum(log_p), "tokens": len(ids),
-              "log_probabilities": [[tok.decode([i]), value] for i, value in zip(ids, log_p, strict=True)]}
+    ids = ids if tok.front else [tok.eos_id, *ids]
+    log_p = log_probabilities(model, ids).tolist()
+    texts = [tok.decode_bytes([i]).decode(errors="replace") for i in ids[1:]]
+    result = {"model": cfg.model, "prompt": prompt, "log_probability": sum(log_p), "tokens": len(log_p),
+              "log_probabilities": [list(pair) for pair in zip(texts, log_p, strict=True)]}
     if cfg.json or cfg.file is not None:
         print(json.dumps(result, ensure_ascii=False))
     else:
         for token, value in result["log_probabilities"]:
             print(f"{value:9.4f}  {token!r}")
-        print(f"{sum(log_p):9.4f}  nats in {len(ids)} tokens")
+        print(f"{sum(log_p):9.4f}  nats in {len(log_p)} tokens")
     return result
 
 

@@ -10,6 +10,7 @@ Not here: the network (model.py), the order of the data (data.py), many processe
     torchrun --standalone --nproc-per-node 8 train.py biomedlm --parallel fsdp       # the paper's run, on one node
     sbatch launch/biomedlm.slurm           # and on 16 nodes of 8 A100-40GB
     python train.py biomedlm --plan        # what that run needs and how long it takes; runs nothing
+    torchrun --standalone --nproc-per-node 8 train.py biomedgpt --parallel fsdp      # Llama-2, trained further
 
 Each step writes a line to OUT/log.jsonl. The same command again resumes from OUT's newest checkpoint, on any number of
 processes; --restart begins anew. At the end OUT/model is a Hugging Face folder for sample.py and finetune_qa.py.
@@ -29,14 +30,15 @@ import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.tensor import DTensor
 
+from baselines import family_of, load_tokenizer
 from checkpoint import Checkpoints
 from common import UserError, parse_args, read_json, speaking_to_the_user, written_whole
 from data import Corpus, document_starts
+from huggingface import find_folder, matched
 from model import GPT, GPTConfig
 from monitor import Monitor
 from parallel import average_gradients, device_mesh, join_world, set_weights, shard_model
 from runtime import autocast, matrix_dtype, stop_on_signals
-from tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,11 @@ class Train:
     data: str = "data/pubmed"            # folder written by prepare/pubmed.py
     out: str = "out/biomedlm"            # log.jsonl, checkpoints/ and in the end model/
     model: GPTConfig = GPTConfig()       # its vocab_size and eos_token_id are taken from the data, where it says them
+    init_from: str = ""                  # a folder, or a name on the hub: go on from its weights, in its shape
+    window: int = 0                      # tokens that are read at once; 0 is the model's n_positions
     steps: int = 286_102                 # 300 B tokens / 1,048,576
-    batch_size: int = 1024               # windows of n_positions tokens a step: 1,048,576 tokens
+    epochs: float = 0.0                  # passes over the data; read where --steps is 0
+    batch_size: int = 1024               # windows a step: 1,048,576 tokens
     micro_batch_size: int = 8            # windows at once; the rest of the batch is accumulated
     learning_rate: float = 1.6e-4        # the peak
     final_learning_rate: float = 1.6e-5  # the end of the cosine; our choice: a tenth
@@ -74,11 +79,21 @@ class Train:
     tensorboard: bool = False            # also write OUT/tensorboard
     wandb: bool = False                  # also log to Weights & Biases
     profile: bool = False                # write a trace of steps 3 to 5 to OUT/trace.json
-    plan: bool = False                   # print what 128 GPUs would need and take, and run nothing
+    plan: bool = False                   # print what up to 128 GPUs would need and take, and run nothing
+
+    @property
+    def length(self):
+        return self.window or self.model.n_positions
 
 
 PRESETS = {
     "biomedlm": Train(),
+    # BioMedGPT-LM-7B (arXiv 2308.09442): Llama 2 on 5.5 million papers of PubMed Central. Published: where it begins,
+    # epochs, batch, window, rate. Our choice: AdamW as Llama 2 had it, the warm-up, a cosine to a tenth.
+    "biomedgpt": Train(
+        data="data/pmc", out="out/biomedgpt", init_from="meta-llama/Llama-2-7b-chat-hf", window=2048, steps=0, epochs=5,
+        batch_size=192, micro_batch_size=3, learning_rate=2e-5, final_learning_rate=2e-6, warmup_steps=2000,
+        recompute_every=1),
     "laptop": Train(
         out="out/laptop", model=GPTConfig(n_positions=256, n_embd=256, n_layer=6, n_head=4, embd_pdrop=0.0,
                                           attn_pdrop=0.0, resid_pdrop=0.0),
@@ -109,9 +124,9 @@ def main(cfg):
 def train(cfg, world):
     cfg = replace(cfg, dtype=matrix_dtype(cfg.dtype, world.device))
     per_process = rows_of(world, cfg)
-    corpus = Corpus(cfg.data, "train", cfg.model.n_positions, cfg.seed)
-    val = Corpus(cfg.data, "val", cfg.model.n_positions)
-    cfg = replace(cfg, model=replace(cfg.model, **vocabulary(cfg)))
+    cfg = shaped(cfg)
+    corpus, val = Corpus(cfg.data, "train", cfg.length, cfg.seed), Corpus(cfg.data, "val", cfg.length)
+    cfg = replace(cfg, steps=cfg.steps or math.ceil(cfg.epochs * corpus.n_windows / cfg.batch_size))
     for split in (corpus, val):
         split.check_ids(cfg.model.vocab_size, world.rank, world.size)
     model = build(cfg, world)
@@ -187,8 +202,7 @@ def rows_of(world, cfg):
 
 def build(cfg, world):
     """The model on this process's device: whole, or its slices; the same weights for every number of processes."""
-    with torch.device("meta"):
-        model = GPT(cfg.model)
+    model, tensors = opened(cfg)
     if cfg.compile:      # TRAP: every layer is a graph (its scale is a constant), and torch stops at 8
         torch._dynamo.config.recompile_limit = 2 * cfg.model.n_layer
     for i, block in enumerate(model.h):
@@ -198,24 +212,44 @@ def build(cfg, world):
     if cfg.parallel == "fsdp":
         shard_model(model, device_mesh(world, cfg.shard), cfg.dtype)
     model.to_empty(device=world.device)
-    set_weights(model, model.initial_weights(cfg.seed, world.device))
+    set_weights(model, matched(model, tensors, cfg.init_from) if cfg.init_from else
+                model.initial_weights(cfg.seed, world.device))
     return model
+
+
+def opened(cfg):
+    """The network on the "meta" device, and the tensors of --init-from, not yet read."""
+    if cfg.init_from:
+        folder = find_folder(cfg.init_from)
+        family = family_of(folder)
+        if not issubclass(family, GPT):
+            raise UserError(f"{folder}: no causal model; there is no next token for it to learn")
+        return family.open(folder)
+    with torch.device("meta"):
+        return GPT(cfg.model), {}
 
 
 def check(cfg):
     cfg.model.check()
-    for name in ("steps", "batch_size", "micro_batch_size", "eval_every", "eval_windows", "keep_checkpoints"):
+    counted = () if cfg.steps == 0 < cfg.epochs else ("steps",)
+    for name in (*counted, "batch_size", "micro_batch_size", "eval_every", "eval_windows", "keep_checkpoints"):
         if getattr(cfg, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(cfg, name)}; it must be at least 1")
 
 
-def vocabulary(cfg):
-    """What the data's meta.json says of the vocabulary; the preset's numbers where there is none."""
-    path = Path(cfg.data) / "meta.json"
-    if not path.is_file():
-        return {}
-    meta = read_json(path, "what prepare/ wrote about the shards")
-    return dict(vocab_size=meta["vocab_size"], bos_token_id=meta["eos_id"], eos_token_id=meta["eos_id"])
+def shaped(cfg):
+    """The settings with the model's shape: that of --init-from, or the preset's with the vocabulary of the data."""
+    path, model = Path(cfg.data) / "meta.json", opened(cfg)[0].cfg
+    meta = read_json(path, "what prepare/ wrote about the shards") if path.is_file() else {}
+    if meta and not cfg.init_from:
+        model = replace(model, vocab_size=meta["vocab_size"], bos_token_id=meta["eos_id"], eos_token_id=meta["eos_id"])
+    elif meta and (meta["vocab_size"] > model.vocab_size or meta["eos_id"] != model.eos_token_id):
+        raise UserError(f"{path}: {meta['vocab_size']} tokens, and {meta['eos_id']} ends a text; in {cfg.init_from} "
+                        f"there are {model.vocab_size}, and {model.eos_token_id} does. Write the shards with its "
+                        "tokenizer")
+    if cfg.length > model.n_positions:
+        raise UserError(f"--window {cfg.window} is longer than the model's {model.n_positions} positions")
+    return replace(cfg, model=model)
 
 
 def loss_of(model, batch, cfg, world):
@@ -252,9 +286,9 @@ def evaluate(model, val, cfg, world):
 
 
 # Settings that may differ when a run goes on: they do not change what is learned, or (steps) are meant to be extended.
-FREE = {"out", "data", "steps", "micro_batch_size", "parallel", "shard", "recompute_every", "kernels", "compile",
-        "eval_every", "eval_windows", "checkpoint_every", "keep_checkpoints", "max_skipped", "restart", "tensorboard",
-        "wandb", "profile", "plan"}
+FREE = {"out", "data", "steps", "epochs", "micro_batch_size", "parallel", "shard", "recompute_every", "kernels",
+        "compile", "eval_every", "eval_windows", "checkpoint_every", "keep_checkpoints", "max_skipped", "restart",
+        "tensorboard", "wandb", "profile", "plan"}
 
 
 def settings(cfg):
@@ -306,13 +340,12 @@ def save_model(cfg, world, model):
     whole = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     if world.rank:
         return
-    with torch.device("meta"):
-        plain = GPT(cfg.model)
+    plain = opened(cfg)[0]
     plain.load_state_dict(whole, assign=True)
     with written_whole(Path(cfg.out) / "model") as folder:
         plain.save_pretrained(folder)
         if (Path(cfg.data) / "tokenizer.json").is_file():
-            Tokenizer.load(cfg.data).save(folder)
+            load_tokenizer(Path(cfg.data)).save(folder)
         else:
             print(f"{cfg.data} holds no tokenizer.json, so {cfg.out}/model will have none; sample.py needs one")
     print(f"wrote {cfg.out}/model", flush=True)

@@ -25,6 +25,8 @@ FAMILIES = {                                # model_type -> (module, class)
     "albert": ("baselines.encoder", "Encoder"),
 }
 
+LLAMA_2 = "meta-llama/Llama-2-7b-chat-hf"      # whose shape is its family's default: known without a download
+
 
 def load_model(name_or_folder, dtype=torch.float32):
     """The model in a folder or on the Hugging Face hub, whatever its family, in evaluation mode."""
@@ -38,8 +40,21 @@ def family_of(folder):
     model_type = read_json(path, "a model's configuration").get("model_type", "gpt2")
     if model_type not in FAMILIES:
         raise UserError(f"{path}: model_type is {model_type!r}; this code computes {', '.join(FAMILIES)}")
+    return load_class(model_type)
+
+
+def load_class(model_type):
     module, name = FAMILIES[model_type]
     return getattr(import_module(module), name)
+
+
+def shape_of(name):
+    """(class, configuration) of a model, without its weights: for plans."""
+    if name == LLAMA_2:
+        family = load_class("llama")
+        return family, family.config_class()
+    folder = find_folder(name)
+    return family_of(folder), family_of(folder).config_class.from_json(folder / "config.json")
 
 
 def load_tokenizer(folder):

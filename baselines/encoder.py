@@ -208,7 +208,7 @@ class Encoder(nn.Module):
         if not self.wte.weight.is_meta:
             self.init_weights(torch.randint(2**31, ()).item())
 
-    initial_weights, init_weights = GPT.initial_weights, GPT.init_weights    # none is "c_proj": all N(0, 0.02)
+    initial_weights, init_weights, residual = GPT.initial_weights, GPT.init_weights, ()      # all N(0, 0.02)
 
     @property
     def device(self):

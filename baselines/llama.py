@@ -95,6 +95,8 @@ class LlamaConfig(GPTConfig):
         if missing := [name for name in LLAMA3 if kind == "llama3" and name not in rope]:
             raise UserError(f"{path}: Llama 3's RoPE lacks {', '.join(missing)}")
         scaling = {"rope_type": kind} | {name: rope[name] for name in LLAMA3} if kind == "llama3" else None
+        if isinstance(values.get("eos_token_id"), list):         # Llama 3's: of several, the first ends a text
+            values["eos_token_id"] = values["eos_token_id"][0]
         return values | {"rope_scaling": scaling, "rope_theta": rope.get("rope_theta", values.get("rope_theta", 1e4))}
 
     def to_json(self):

@@ -1,4 +1,4 @@
-"""`train.py biomedlm --plan`: what the run needs and how long it takes, found out without a GPU.
+"""`train.py biomedlm --plan`: what the run needs and how long it takes, found out without a GPU. Also `biomedgpt`.
 
 Runs the real step (model, fully_shard, clipping, AdamW) of one of 128 processes, on tensors that have shapes but no
 memory and in a process group that only pretends to talk, and counts what it would allocate. Then arithmetic: days at
@@ -7,6 +7,7 @@ several utilisations, and the traffic of a block beside the time in which it com
 Not counted: CUDA's context, NCCL's buffers, cuBLAS's workspaces, fragmentation. Leave 2 to 4 GiB for them.
 """
 import logging
+import math
 from dataclasses import replace
 
 import torch
@@ -15,13 +16,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from common import UserError
+from baselines import shape_of
 from model import GPT
 from parallel import World, device_mesh, shard_model
 
 GPUS, GPUS_A_NODE, PEAK_FLOPS = 128, 8, 312e12       # A100-40GB, as the paper had them
 CAPACITY_GIB, SPARE_GIB = 39.4, 3.0                  # what nvidia-smi shows, and what is not counted here
-TOKENS, GIB = 300e9, 2**30
+PAPERS, GIB = 26e9, 2**30                            # tokens that BioMedGPT-LM-7B read in each epoch
 VARIANTS = ({"shard": 8}, {"recompute_every": 4}, {"recompute_every": 1}, {"micro_batch_size": 4},
             {"micro_batch_size": 12}, {"micro_batch_size": 16, "recompute_every": 2})
 KINDS = {"SHARDED_PARAM": "weights, fp32, this GPU's slice", "SHARDED_GRAD": "gradients, fp32, its slice",
@@ -31,15 +32,16 @@ KINDS = {"SHARDED_PARAM": "weights, fp32, this GPU's slice", "SHARDED_GRAD": "gr
          "INP": "token ids"}
 
 
-def print_plan(cfg, gpus=GPUS):
+def print_plan(cfg):
     """Print the report; returns the peak of the settings asked for, in GiB a GPU."""
-    if cfg.batch_size % gpus:
-        raise UserError(f"--batch-size {cfg.batch_size} is no multiple of {gpus} GPUs")
+    gpus = math.gcd(cfg.batch_size, GPUS)
+    network, shape = shape_of(cfg.init_from) if cfg.init_from else (GPT, cfg.model)
+    cfg = replace(cfg, model=shape)
     with torch.device("meta"):
-        n = sum(p.numel() for p in GPT(cfg.model).parameters())
-    print(f"{n:,} parameters on {gpus} x A100-40GB; {cfg.batch_size} windows of {cfg.model.n_positions} tokens a step, "
+        n = sum(p.numel() for p in network(shape).parameters())
+    print(f"{n:,} parameters on {gpus} x A100-40GB; {cfg.batch_size} windows of {cfg.length} tokens a step, "
           f"{cfg.batch_size // gpus} a GPU, {cfg.micro_batch_size} at once")
-    peak, kinds = step_memory(cfg, gpus)
+    peak, kinds = step_memory(cfg, gpus, network)
     print(f"\nAt a step's peak a GPU holds {peak:.2f} GiB, of {CAPACITY_GIB} less {SPARE_GIB} for what is not counted:")
     for kind, size in sorted(kinds.items(), key=lambda item: -item[1]):
         print(f"  {size:7.2f} GiB  {KINDS.get(kind, kind)}")
@@ -47,13 +49,13 @@ def print_plan(cfg, gpus=GPUS):
     print_traffic(cfg, gpus)
     print("\nOther settings, GiB a GPU at the peak:")
     for changes in VARIANTS:
-        other = step_memory(replace(cfg, **changes), gpus)[0]
+        other = step_memory(replace(cfg, **changes), gpus, network)[0]
         flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in changes.items())
         print(f"  {other:6.2f}  {'fits' if other + SPARE_GIB < CAPACITY_GIB else 'does NOT fit'}  {flags}", flush=True)
     return peak
 
 
-def step_memory(cfg, gpus):
+def step_memory(cfg, gpus, network=GPT):
     """(peak, bytes by kind there) of the second training step, in GiB: the first has no moments yet."""
     logging.disable(logging.WARNING)                 # the tracker remarks that nothing is real
     # Attention's dropout keeps no mask on a GPU; on CPU tensors it would pick a kernel that keeps all the scores.
@@ -63,21 +65,21 @@ def step_memory(cfg, gpus):
     try:
         mesh = device_mesh(World(0, gpus, torch.device("cpu")), cfg.shard)        # it holds real numbers
         with FakeTensorMode():
-            return track(cfg, mesh)
+            return track(cfg, mesh, network)
     finally:
         dist.destroy_process_group()
         logging.disable(logging.NOTSET)
 
 
-def track(cfg, mesh):
+def track(cfg, mesh, network):
     with torch.device("meta"):
-        model = GPT(cfg.model)
+        model = network(cfg.model)
     for i, block in enumerate(model.h):
         block.recompute = cfg.recompute_every > 0 and i % cfg.recompute_every == 0
     shard_model(model, mesh, cfg.dtype)
     model.to_empty(device="cpu")
     optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.learning_rate, fused=True)
-    ids_BT = torch.zeros(cfg.micro_batch_size, cfg.model.n_positions, dtype=torch.int64)
+    ids_BT = torch.zeros(cfg.micro_batch_size, cfg.length, dtype=torch.int64)
     tracker = FSDPMemTracker(model, optimizer)
     tracker.track_inputs((ids_BT,))
     with tracker:
@@ -96,14 +98,15 @@ def track(cfg, mesh):
 
 
 def print_time(cfg, gpus):
-    flops = cfg.model.flops_per_token(cfg.model.n_positions)
-    print(f"\nTime for {TOKENS / 1e9:.0f} B tokens at 6N + 12LDT = {flops / 1e9:.2f} GFLOP each (the paper's 6.25 days "
+    flops = cfg.model.flops_per_token(cfg.length)
+    tokens = cfg.steps * cfg.batch_size * cfg.length or cfg.epochs * PAPERS
+    print(f"\nTime for {tokens / 1e9:.0f} B tokens at 6N + 12LDT = {flops / 1e9:.2f} GFLOP each (BioMedLM's 6.25 days "
           "are 23 %):")
     for mfu in (0.23, 0.45, 0.55, 0.60):
         rate = mfu * PEAK_FLOPS / flops
-        step = cfg.batch_size * cfg.model.n_positions / gpus / rate
+        step = cfg.batch_size * cfg.length / gpus / rate
         print(f"  {mfu:4.0%} MFU  {rate:7,.0f} tokens/s a GPU  {step:5.2f} s a step  "
-              f"{TOKENS / gpus / rate / 86400:5.2f} days")
+              f"{tokens / gpus / rate / 86400:5.2f} days")
 
 
 def print_traffic(cfg, gpus):
@@ -113,8 +116,8 @@ def print_traffic(cfg, gpus):
     of every slice go around a ring of nodes, twice (to be summed, and to be told).
     """
     m, nodes = cfg.model, gpus / GPUS_A_NODE
-    weights = m.n_embd * (4 * m.n_embd + 2 * m.mlp_width)
-    flops = cfg.micro_batch_size * m.n_positions * (2 * weights + 4 * m.n_embd * m.n_positions)
+    weights = m.block_weights
+    flops = cfg.micro_batch_size * cfg.length * (2 * weights + 4 * m.n_embd * cfg.length)
     forward, backward = 1e3 * flops / (0.55 * PEAK_FLOPS), 2e3 * flops / (0.55 * PEAK_FLOPS)
     print(f"\nNetwork beside compute, for a block at 55 % MFU ({forward:.1f} ms forward, {backward:.1f} ms backward) "
           "and 70 % of the line rate:")

@@ -3,6 +3,7 @@
     python prepare/pubmed.py --inputs abstracts.jsonl.gz baseline/ --tokenizer data/tokenizer --out data/pubmed
 
 Teaches how a corpus becomes one long array of uint16: a document's tokens, <|endoftext|> AFTER them, the next document.
+With the tokenizer of another family (Llama's, for `train.py biomedgpt`) <s> before them and </s> after.
 You should see a progress bar over the inputs' bytes, then documents, tokens and bytes of each split, and in --out:
 train_000000.bin ... val_000000.bin ... (llm.c's format, see data.py), the tokenizer's files and meta.json.
 The inputs are files or folders of .jsonl, .txt, .xml or .nxml, each plain, .gz or .zst: see prepare/documents.py.
@@ -33,6 +34,7 @@ import tiktoken
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))   # run as a script, Python looks in prepare/ alone
+from baselines import load_tokenizer  # noqa: E402
 from common import UserError, parse_args, speaking_to_the_user, write_json, written_whole  # noqa: E402
 from prepare.documents import EMPTY, Bad, Record, documents, is_readable, parse, records  # noqa: E402, F401
 from prepare.download import Download, download  # noqa: E402
@@ -84,11 +86,11 @@ class Encoder:
 
 @cache
 def load_encoder(folder):
-    """Once a process. Also the array that ends each document."""
-    tok = Tokenizer.load(folder)
-    encoder = Encoder(tok)
+    """Once a process. Also the arrays that begin and end each document."""
+    tok = load_tokenizer(Path(folder))
+    encoder = Encoder(tok) if isinstance(tok, Tokenizer) else lambda text: [tok.encode(text)]
     gc.freeze()                          # a vocabulary is many objects: no collection need look at them again
-    return encoder, np.array([tok.eos_id], np.uint32)
+    return encoder, np.array(tok.front, np.uint32), np.array([tok.eos_id], np.uint32)
 
 
 @dataclass
@@ -105,7 +107,7 @@ class Totals:
 
 def encode_chunk(chunk, folder, val_fraction):
     """Raw records in; out: split -> (uint16 tokens, Totals), a count of each kind of empty document, the bad ones."""
-    encoder, eos = load_encoder(folder)
+    encoder, front, eos = load_encoder(folder)
     ids = {"train": [eos[:0]], "val": [eos[:0]]}
     totals, empty, bad = {"train": Totals(), "val": Totals()}, Counter(), []
     for record in chunk:
@@ -118,8 +120,8 @@ def encode_chunk(chunk, folder, val_fraction):
             pieces = encoder(text)
             utf8 = text.encode()
             split = "val" if in_validation(utf8, val_fraction) else "train"
-            ids[split] += [*pieces, eos]
-            totals[split].add(Totals(1, sum(map(len, pieces)) + 1, len(utf8)))
+            ids[split] += [front, *pieces, eos]
+            totals[split].add(Totals(1, sum(map(len, pieces)) + len(front) + 1, len(utf8)))
     # below 65,536 tokens, which main has checked, no id is changed by the cast
     return {s: (np.concatenate(ids[s], dtype=np.uint16, casting="unsafe"), totals[s]) for s in ids}, empty, bad
 
@@ -237,7 +239,7 @@ def check(cfg, tok):
 def main(cfg):
     start = time.time()
     load_encoder.cache_clear()           # the folder may hold another tokenizer than at the last call
-    tok = Tokenizer.load(cfg.tokenizer)
+    tok = load_tokenizer(Path(cfg.tokenizer))
     check(cfg, tok)
     paths, others = files_in(cfg.inputs)
     with written_whole(Path(cfg.out).resolve()) as folder:

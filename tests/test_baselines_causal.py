@@ -1,0 +1,443 @@
+"""GPT-Neo and Llama through the same scripts: transformers' numbers, and everything that a GPT can."""
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tokenizers
+import torch
+import transformers
+from conftest import SENTENCES, run_script, tiny_model
+from safetensors.torch import load_file, save_file
+from tokenizers import decoders, models, normalizers, processors, trainers
+
+import finetune_answers
+import finetune_qa
+import train
+from baselines import load_model, load_tokenizer, shape_of
+from baselines.gpt_neo import GPTNeo, GPTNeoConfig
+from baselines.llama import Llama, LlamaConfig
+from common import UserError
+from data import Corpus, document_starts
+from fast_linear import lay_out
+from finetune_answers import FinetuneAnswers
+from finetune_qa import FinetuneQA
+from heads import Likelihood
+from launch.plan import step_memory
+from packed import Tree
+from prepare import pubmed
+from prompts import encode_prompt
+from sample import KVCache, Sample, generate, main, stream
+from text_stream import TextStream
+from tokenizer import Tokenizer
+from zero_shot import ZeroShot
+
+SIZE = dict(vocab_size=301, n_positions=32, n_embd=60, n_layer=3, bos_token_id=300, eos_token_id=300)
+LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+              original_max_position_embeddings=8)
+LAYERS = ("global", "local", "local")
+CONFIGS = {
+    "neo": GPTNeoConfig(**SIZE, n_head=3, window_size=5, attention_layers=LAYERS),
+    "neo, wide": GPTNeoConfig(**SIZE, n_head=5, n_inner=70, window_size=40, attention_layers=LAYERS[::-1]),
+    "llama": LlamaConfig(**SIZE, n_head=3, n_inner=70),
+    "llama, grouped": LlamaConfig(**SIZE, n_head=6, n_kv_head=2, n_inner=96, tied=True, rope_theta=5e5,
+                                  rope_scaling=LLAMA3),
+    "llama, odd": LlamaConfig(**SIZE, n_head=5, n_kv_head=1, n_inner=96, head_dim=14, attention_bias=True,
+                              mlp_bias=True),
+}
+ALL, BOTH = pytest.mark.parametrize("name", CONFIGS), pytest.mark.parametrize("name", ["neo", "llama"])
+IDS_BT = torch.randint(300, (2, 29), generator=torch.Generator().manual_seed(1))
+
+
+def random_model(name, **changes):
+    """Weights large enough that every part shows in the logits."""
+    cfg = replace(CONFIGS[name], **changes)
+    model = (Llama if name.startswith("llama") else GPTNeo)(cfg).eval()
+    generator = torch.Generator().manual_seed(0)
+    for part, p in model.named_parameters():
+        gain = "ln_" in part and part.endswith("weight")
+        torch.nn.init.normal_(p, 1.0 if gain else 0.0, 0.1, generator=generator)
+    return model
+
+
+def theirs(folder):
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+
+
+# ---- The network ----
+
+@ALL
+def test_hidden_states_and_logits_equal_transformers_in_both_directions(tmp_path, name):
+    ours = random_model(name)
+    ours.save_pretrained(tmp_path / "ours")
+    hf = theirs(tmp_path / "ours")
+    torch.testing.assert_close(ours(IDS_BT), hf(IDS_BT).logits, atol=1e-5, rtol=0)
+    torch.testing.assert_close(ours.hidden(IDS_BT), hf.base_model(IDS_BT).last_hidden_state, atol=1e-5, rtol=0)
+    assert ours(IDS_BT).std() > 0.5
+    hf.save_pretrained(tmp_path / "theirs")
+    again = load_model(tmp_path / "theirs")
+    torch.testing.assert_close(again(IDS_BT), ours(IDS_BT), atol=0, rtol=0)
+    assert type(again) is type(ours) and again.cfg.to_json() == ours.cfg.to_json()
+
+
+def test_what_makes_each_family_its_own_shows_in_the_logits():
+    for name, change in (("neo", dict(window_size=6)), ("neo", dict(attention_layers=("global",) * 3)),
+                         ("llama", dict(rope_theta=1e3)), ("llama, grouped", dict(rope_scaling=None))):
+        assert (random_model(name)(IDS_BT) - random_model(name, **change)(IDS_BT)).abs().max() > 0.05, (name, change)
+
+
+@pytest.mark.parametrize("llama3", [False, True])
+def test_the_angles_are_read_from_every_form_of_config(tmp_path, llama3):
+    name, scaling = ("llama, grouped", LLAMA3) if llama3 else ("llama", {})
+    ours = random_model(name, rope_theta=777.0)
+    ours.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    oldest = {key.replace("rope_type", "type"): value for key, value in scaling.items()}
+    for form in ({"rope_parameters": {"rope_type": "default"} | scaling | {"rope_theta": 777.0}},       # transformers 5
+                 *({"rope_theta": 777.0, "rope_scaling": old or None} for old in (scaling, oldest))):
+        rest = {key: value for key, value in config.items() if not key.startswith("rope")}
+        (tmp_path / "config.json").write_text(json.dumps(rest | form))
+        torch.testing.assert_close(load_model(tmp_path)(IDS_BT), ours(IDS_BT), atol=0, rtol=0)
+
+
+@ALL
+def test_cached_equals_uncached(name):
+    model = random_model(name)
+    for pieces in ([29], [1] * 29, [10, 1, 1, 12, 5]):
+        cache = KVCache(model.cfg, 2, 32, model.ln_f.weight)
+        cached = torch.cat([model(part, cache=cache) for part in IDS_BT.split(pieces, dim=1)], dim=1)
+        torch.testing.assert_close(cached, model(IDS_BT), atol=1e-5, rtol=0)
+
+
+@ALL
+def test_packed_trees_are_separate_rows(name):
+    """Positions restart behind each prefix: they turn RoPE's angles, and tell GPT-Neo's local layers what is near."""
+    model = Likelihood(random_model(name), 300)
+    trees = [Tree([5, 6, 7, 8, 9, 10], [[7], [8, 9, 10, 4, 4, 4, 4], [11, 2]]), Tree([1, 2, 3, 4], [[12, 299], [13]])]
+    scores_QO = model(trees)
+    for q, tree in enumerate(trees):
+        for o, branch in enumerate(tree.branches):
+            log_p_TV = model.gpt(torch.tensor([tree.prefix + branch]))[0].log_softmax(-1)
+            want = sum(log_p_TV[len(tree.prefix) - 1 + i, token] for i, token in enumerate(branch))
+            torch.testing.assert_close(scores_QO[q, o], want, atol=2e-5, rtol=0)
+
+
+@BOTH
+def test_documents_can_be_kept_apart_and_recomputing_changes_no_gradient(name):
+    model, ids_BT, gradients = random_model(name).train(), IDS_BT.clone(), []
+    ids_BT[0, 9] = 300
+    apart = model(ids_BT, doc_start_BT=document_starts(ids_BT, 300))
+    torch.testing.assert_close(apart[0, :10], model(ids_BT)[0, :10], atol=1e-5, rtol=0)
+    if name == "llama":                          # only distances count: a document is the same wherever it stands
+        torch.testing.assert_close(apart[0, 10:], model(ids_BT[:1, 10:])[0], atol=1e-5, rtol=0)
+    for recompute in (False, True):
+        for block in model.h:
+            block.recompute = recompute
+        gradients.append(torch.autograd.grad(model.loss(IDS_BT, IDS_BT.roll(-1)), list(model.parameters())))
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@ALL
+def test_new_tokens_leave_the_others_logits_alone_and_travel_in_the_folder(tmp_path, name):
+    model = random_model(name)
+    before = model(IDS_BT)
+    assert model.add_tokens(2) == 301 and model.cfg.vocab_size == 303
+    model.save_pretrained(tmp_path)
+    for loaded in (model, load_model(tmp_path)):
+        torch.testing.assert_close(loaded(IDS_BT)[..., :301], before, atol=1e-6, rtol=0)
+    torch.testing.assert_close(theirs(tmp_path)(IDS_BT).logits, model(IDS_BT), atol=1e-5, rtol=0)
+
+
+@BOTH
+def test_initial_weights_are_of_the_seed_alone_and_know_nothing(name):
+    model = random_model(name)
+    model.init_weights(3)
+    weights = dict(model.initial_weights(3))
+    assert all(torch.equal(p, weights[part]) for part, p in model.named_parameters())
+    assert abs(model.loss(IDS_BT, IDS_BT.roll(-1)).item() - np.log(301)) < 0.05
+    with pytest.raises(UserError, match="compute GPT-2, not"):
+        model.use_kernels("triton", torch.device("cpu"))
+    assert model.use_kernels("auto", torch.device("cuda")) == "torch's operators"
+
+
+@BOTH
+def test_old_releases_load_with_what_they_held_besides(tmp_path, name):
+    ours = random_model(name)
+    ours.save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    if name == "neo":
+        state["transformer.h.1.attn.attention.bias"] = torch.ones(1, 1, 32, 32, dtype=torch.uint8)
+        state["transformer.h.1.attn.attention.masked_bias"] = torch.tensor(-1e9)
+        state["lm_head.weight"] = state["transformer.wte.weight"].clone()
+    else:
+        state["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(10)
+    save_file(state, tmp_path / "model.safetensors")
+    torch.testing.assert_close(load_model(tmp_path)(IDS_BT), ours(IDS_BT), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("name, changes, words", [
+    ("neo", {"model_type": "t5"}, "model_type is 't5'; this code computes gpt2, gpt_neo, llama"),
+    ("neo", {"activation_function": "relu"}, "activation_function is 'relu'"),
+    ("neo", {"attention_types": [[["global", "strided"], 1], [["local"], 1]]}, "each is global or local"),
+    ("neo", {"attention_types": [["global"], 3]}, "no list of"), ("neo", {"num_layers": 2}, "3 layers.* for 2"),
+    ("neo", {"window_size": 0}, "window_size is 0"), ("neo", {"num_heads": 7}, "not a multiple of n_head"),
+    ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "RoPE of type 'linear'"),
+    ("llama", {"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, "lacks low_freq_factor"),
+    ("llama", {"num_key_value_heads": 2}, "cannot share 2 keys"), ("llama", {"hidden_act": "gelu"}, "hidden_act"),
+    ("llama", {"intermediate_size": 71}, r"gate_proj.weight is \(70, 60\), by config.json it is \(71, 60\)"),
+    ("llama", {"num_hidden_layers": 4}, "lack h.3."), ("llama", {"num_hidden_layers": 2}, "hold h.2.")])
+def test_a_folder_that_would_be_computed_wrongly_is_named(tmp_path, name, changes, words):
+    random_model(name).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(UserError, match=words) as error:
+        load_model(tmp_path)
+    assert str(tmp_path) in str(error.value)
+
+
+# ---- Tokenizers ----
+
+@pytest.fixture(scope="module")
+def llama_tokenizer(tmp_path_factory):
+    """A folder with a tokenizer.json in the shape of Llama 2's, learned from a few sentences."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    learned = tokenizers.Tokenizer(models.BPE(unk_token="<unk>"))
+    frame = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    learned.normalizer = frame
+    learned.train_from_iterator(SENTENCES, trainers.BpeTrainer(vocab_size=120, special_tokens=["<unk>"]))
+    model = json.loads(learned.to_str())["model"]
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *list(model["vocab"])[1:]]
+    tok = tokenizers.Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, [*map(tuple, model["merges"])],
+                                          unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tok.normalizer = frame
+    tok.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(),
+                                     decoders.Strip(" ", 1, 0)])
+    tok.add_special_tokens(tokens[:3])
+    tok.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tok.save(str(folder / "tokenizer.json"))
+    eos = {"__type": "AddedToken", "content": "</s>", "lstrip": False, "normalized": False, "rstrip": False,
+           "single_word": False}
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": eos, "bos_token": "<s>"}))
+    return folder
+
+
+TEXTS = ["Aspirin inhibits cyclooxygenase.", "β-blocker\n\ttwo  blanks", "12 µg", "", "🩺 of the heart"]
+
+
+def test_ids_equal_transformers_and_text_never_becomes_a_special_token(llama_tokenizer):
+    ours, hf = load_tokenizer(llama_tokenizer), transformers.AutoTokenizer.from_pretrained(llama_tokenizer)
+    assert (ours.front, ours.back, ours.eos_id) == ([1], [], 2) and len(ours) == len(hf)
+    for text in TEXTS:
+        ids = ours.encode(text)
+        assert ids.dtype == np.uint16 and ids.tolist() == hf.encode(text, add_special_tokens=False)
+        assert ours.decode(ids) == text == hf.decode(ids.tolist())
+    for text in ("a</s>b", "<s>", "<unk> <0x0A>"):
+        ids = ours.encode(text)
+        assert not {0, 1, 2} & set(ids.tolist()) and ours.decode(ids) == text
+    assert ours.encode(" yes").tolist() == ours.encode("yes").tolist(), "the vocabulary puts the space there anyway"
+
+
+def test_whole_characters_stream_with_the_spaces_of_their_words(llama_tokenizer):
+    tok = load_tokenizer(llama_tokenizer)
+    for text in filter(None, TEXTS):
+        stream_ = TextStream(tok)
+        pieces = [stream_.feed(i) for i in tok.encode(text).tolist()] + [stream_.close()]
+        assert "".join(pieces) == " " + text and "\ufffd" not in "".join(pieces)
+    with pytest.raises(UserError, match="no token has the id 9999"):
+        tok.decode([5, 9999])
+
+
+def test_a_special_token_is_added_where_the_weights_have_room_and_saved_for_all(llama_tokenizer, tmp_path):
+    tok = load_tokenizer(llama_tokenizer)
+    i = len(tok) + 3
+    assert tok.add_special("[SEP]", i) == i == tok.specials["[SEP]"] == len(tok) - 1 == tok.add_special("[SEP]")
+    assert tok.decode([*tok.encode("of"), i]) == "of[SEP]" and i not in tok.encode("of[SEP]")
+    tok.save(tmp_path)
+    for again in (load_tokenizer(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)):
+        assert len(again) == len(tok) and again.decode([i]) == "[SEP]"
+    assert load_tokenizer(tmp_path).eos_id == 2
+    with pytest.raises(UserError, match="wants a free id"):
+        tok.add_special("[PAD]", 7)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match="tokenizers library cannot read it"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_prompt_begins_as_the_family_wants_it(llama_tokenizer, world):
+    llama, ours = load_tokenizer(llama_tokenizer), Tokenizer.load(world)
+    assert encode_prompt(llama, "Aspirin") == [1, *llama.encode("Aspirin")]
+    assert encode_prompt(llama, "<|endoftext|>") == [1]
+    assert encode_prompt(ours, "Aspirin") == ours.encode("Aspirin").tolist()
+
+
+# ---- The scripts ----
+
+@pytest.fixture(scope="module")
+def folders(world, llama_tokenizer, tmp_path_factory):
+    """name -> a model's folder with its tokenizer; "data NAME" -> shards written with it."""
+    root, found = tmp_path_factory.mktemp("models"), {"data gpt2": world, "data neo": world}
+    size = len(load_tokenizer(llama_tokenizer))
+    made = {"neo": random_model("neo", n_positions=96), "gpt2": tiny_model(n_positions=96),
+            "llama": random_model("llama", n_positions=96, vocab_size=size, bos_token_id=1, eos_token_id=2)}
+    for name, model in made.items():
+        found[name] = root / name
+        model.save_pretrained(found[name])
+        load_tokenizer(llama_tokenizer if name == "llama" else world).save(found[name])
+    texts = [" ".join(np.random.default_rng(i).permutation(SENTENCES)) for i in range(60)]
+    (root / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    found["data llama"] = root / "data"
+    pubmed.main(pubmed.Prepare((root / "texts.jsonl",), found["llama"], root / "data", val_fraction=0.2, processes=1))
+    return found
+
+
+def test_shards_of_another_tokenizer_hold_each_text_between_its_signs(folders):
+    tok, corpus = load_tokenizer(folders["llama"]), Corpus(folders["data llama"], "train", 32)
+    tokens = corpus.read(0, corpus.tokens)
+    meta = json.loads((folders["data llama"] / "meta.json").read_text())
+    assert meta["vocab_size"] == len(tok) and meta["eos_id"] == 2 and meta["train"]["tokens"] == len(tokens)
+    texts = np.split(tokens, np.flatnonzero(tokens == 2) + 1)[:-1]
+    assert len(texts) == meta["train"]["documents"] and all(text[0] == 1 for text in texts)
+    assert all(sentence in tok.decode(text[1:-1]) for text in texts for sentence in SENTENCES)
+
+
+@BOTH
+@pytest.mark.parametrize("batch", [1, 8])
+def test_greedy_tokens_equal_transformers(folders, name, batch):
+    prompts = torch.randint(3, 300, (batch, 9), generator=torch.Generator().manual_seed(3))
+    hf = theirs(folders[name]).generate(prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=64,
+                                        do_sample=False, eos_token_id=None, pad_token_id=0)
+    ours = [[] for _ in range(batch)]
+    for column in stream(load_model(folders[name]), prompts.tolist(), 64, temperature=0):
+        for row, token in column:
+            ours[row].append(token)
+    assert ours == hf[:, 9:].tolist() and len(ours[0]) == 64
+
+
+@BOTH
+@pytest.mark.parametrize("dtype, layout, bound", [(torch.float32, "blocks", 1e-5), (torch.bfloat16, "blocks", 4e-2),
+                                                  (torch.bfloat16, "int8_any", 6e-2)])
+def test_a_model_in_a_layout_gives_nearly_its_logits(name, dtype, layout, bound):
+    reference, model = random_model(name)(IDS_BT), random_model(name).to(dtype)
+    read = lay_out(model, layout)
+    with torch.inference_mode():
+        assert (model.logits(model.hidden(IDS_BT)) - reference).norm() / reference.norm() < bound
+        assert len(generate(model, [1, 2, 3], 5, num_samples=2)[1]) == 5
+    looked_up = ("wpe.weight",) if name == "neo" else ("wte.weight",)          # rows, not products
+    matrices = [p for part, p in random_model(name).named_parameters() if p.dim() == 2 and part not in looked_up]
+    assert read == sum(p.numel() for p in matrices) * (1 if layout == "int8_any" else dtype.itemsize)
+
+
+@BOTH
+def test_sample_continues_and_scores(folders, name):
+    for dtype in ("float32", "int8"):
+        found = main(Sample(str(folders[name]), "Insulin", max_new_tokens=5, num_samples=3, dtype=dtype))
+        assert len(found["samples"]) == 3
+    scored = main(Sample(str(folders[name]), "Insulin lowers", score=True, dtype="float32"))
+    assert "".join(token for token, _ in scored["log_probabilities"]).strip() == "Insulin lowers"
+
+
+def settings(folders, name, tmp_path, **changes):
+    return train.Train(**dict(
+        data=str(folders[f"data {name}"]), out=str(tmp_path / "out"), init_from=str(folders[name]), window=32, steps=6,
+        batch_size=4, micro_batch_size=4, learning_rate=1e-3, final_learning_rate=1e-4, warmup_steps=2, dtype="float32",
+        compile=False, eval_every=6, eval_windows=8, checkpoint_every=3) | changes)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "neo", "llama"])
+def test_pretraining_goes_on_from_a_folder_of_any_family(folders, tmp_path, name):
+    cfg = settings(folders, name, tmp_path, grad_clip=1e9)
+    base = load_model(folders[name]).train()
+    base.h.apply(lambda module: setattr(module, "p", 0.0) if isinstance(module, torch.nn.Dropout) else None)
+    first = base.loss(*Corpus(cfg.data, "train", 32, 0).batch(0, 4)).item()
+    losses = train.main(cfg)
+    assert losses[0] == pytest.approx(first, abs=1e-5) and losses[-1] < losses[0]
+    trained = load_model(tmp_path / "out/model")
+    assert type(trained) is type(base) and trained.cfg == base.cfg
+    torch.testing.assert_close(theirs(tmp_path / "out/model")(IDS_BT).logits, trained(IDS_BT), atol=2e-5, rtol=0)
+    assert len(load_tokenizer(tmp_path / "out/model")) == len(load_tokenizer(folders[name]))
+    (tmp_path / "out/checkpoints/00000006/.metadata").unlink()
+    assert train.main(cfg) == losses[3:], "resumed from step 3"
+
+
+def test_epochs_are_counted_in_windows_of_the_data(folders, tmp_path):
+    cfg = settings(folders, "llama", tmp_path, steps=0, epochs=0.5, batch_size=16)
+    assert len(train.main(cfg)) == -(-Corpus(cfg.data, "train", 32).n_windows // 32)
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"window": 97}, "--window 97 is longer than the model's 96"), ({"steps": 0}, "--steps is 0"),
+    ({"kernels": "triton"}, "compute GPT-2, not Llama")])
+def test_settings_that_cannot_work_are_named(folders, tmp_path, changes, words):
+    with pytest.raises(UserError, match=words):
+        train.main(settings(folders, "llama", tmp_path, **changes))
+
+
+def test_shards_of_another_vocabulary_are_noticed(folders, tmp_path):
+    with pytest.raises(UserError, match="301 tokens, and 300 ends a text; in .* and 2 does"):
+        train.main(settings(folders, "llama", tmp_path, data=str(folders["data neo"])))
+
+
+def test_the_preset_is_what_is_published_of_biomedgpt_and_its_plan_is_llama_2s():
+    cfg = train.PRESETS["biomedgpt"]
+    assert (cfg.epochs, cfg.batch_size, cfg.length, cfg.learning_rate) == (5, 192, 2048, 2e-5)
+    network, shape = shape_of(cfg.init_from)
+    with torch.device("meta"):
+        assert sum(p.numel() for p in network(shape).parameters()) == 6_738_415_616
+    tiny = replace(CONFIGS["llama"], n_embd=960, n_layer=1, vocab_size=32000)
+    peak, _ = step_memory(replace(cfg, model=tiny, window=32, parallel="fsdp"), 64, Llama)
+    assert 0.01 < peak < 0.5
+
+
+def test_two_processes_train_a_llama_as_one_does(folders, tmp_path):
+    """fsdp on gloo: the folder's weights reach every slice, and OUT/model is whole."""
+    alone = train.main(settings(folders, "llama", tmp_path))
+    cfg = settings(folders, "llama", tmp_path)
+    words = [word for flag in ("data", "init_from", "window", "steps", "learning_rate", "final_learning_rate",
+                               "batch_size", "warmup_steps", "dtype", "eval_every", "eval_windows", "checkpoint_every")
+             for word in (f"--{flag.replace('_', '-')}", str(getattr(cfg, flag)))]
+    done = run_script("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "train.py", "biomedgpt",
+                      *words, *"--micro-batch-size 2 --parallel fsdp --no-compile --out".split(), tmp_path / "two")
+    assert done.returncode == 0, done.stderr[-3000:]
+    losses = [json.loads(line)["loss"] for line in open(tmp_path / "two/log.jsonl")]
+    assert losses == pytest.approx(alone, rel=1e-5)
+    one, two = (load_model(Path(tmp_path, out, "model")).state_dict() for out in ("out", "two"))
+    for part in one:
+        torch.testing.assert_close(two[part], one[part], rtol=1e-4, atol=1e-5)
+
+
+@BOTH
+@pytest.mark.parametrize("changes", [{"head": "option", "moments": "8bit"}, {"head": "label", "lora_rank": 2},
+                                     {"head": "option", "recompute_every": 2, "weights": "float32"}])
+def test_multiple_choice_is_learned_by_the_same_script(folders, world, tmp_path, name, changes):
+    lines = [json.dumps({"id": str(i), "question": f"Is it {i}?", "options": ["yes", "no"], "answer": i % 2})
+             for i in range(8)]
+    (tmp_path / "q.jsonl").write_text("\n".join(lines))
+    cfg = FinetuneQA(model=str(folders[name]), train=str(tmp_path / "q.jsonl"), dev=str(tmp_path / "q.jsonl"),
+                     test=str(tmp_path / "q.jsonl"), out=str(tmp_path / "out"), seeds=(0,), epochs=3, batch_size=4,
+                     learning_rate=1e-2, warmup_ratio=0.1, max_length=96, dtype="float32", **changes)
+    report = finetune_qa.main(cfg)
+    log = [json.loads(line) for line in open(tmp_path / "out/log.jsonl")]
+    assert report["n"] == 8 and log[-1]["loss"] < log[0]["loss"] + 0.2
+    if changes["head"] == "label":
+        likely = finetune_qa.main(ZeroShot(cfg.model, cfg.test, str(tmp_path / "z"), max_length=96, dtype="float32"))
+        assert likely["raw"]["n"] == 8
+
+
+@BOTH
+@pytest.mark.parametrize("changes", [{}, {"lora_rank": 4}, {"moments": "8bit"}])
+def test_answers_are_learned_and_the_folder_is_of_the_family(folders, tmp_path, name, changes):
+    """Llama's untied head learns its new row with the embedding's; LoRA's additions are merged into both."""
+    items = [{"prompt": f"What is {c}?", "answer": f"{c} is it.", "split": split} for c in ("scurvy", "syphilis")
+             for split in ("train", "dev", "test")]
+    (tmp_path / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    cfg = FinetuneAnswers(model=str(folders[name]), data=str(tmp_path / "items.jsonl"), out=str(tmp_path / "out"),
+                          epochs=30, batch_size=2, learning_rate=1e-2, warmup_ratio=0.1, max_source=40, max_target=30,
+                          max_new_tokens=12, select_every=30, checkpoint_every=100, dtype="float32", **changes)
+    report = finetune_answers.main(cfg)
+    log = [json.loads(line) for line in open(tmp_path / "out/log.jsonl")]
+    assert log[-1]["loss"] < 0.5 * log[0]["loss"] and report["n"] == 2
+    model, tok = load_model(tmp_path / "out/model"), load_tokenizer(tmp_path / "out/model")
+    assert model.cfg.vocab_size == len(tok) and tok.specials["<|startoftext|>"] == len(tok) - 1
+    torch.testing.assert_close(theirs(tmp_path / "out/model")(IDS_BT).logits, model(IDS_BT), atol=5e-5, rtol=1e-4)
