@@ -30,6 +30,7 @@ from baselines.encoder import Encoder, EncoderConfig  # noqa: E402
 from checkpoint import Checkpoints  # noqa: E402
 from common import UserError, parse_args, speaking_to_the_user, written_whole  # noqa: E402
 from data import Corpus  # noqa: E402
+from monitor import forget_steps  # noqa: E402
 from parallel import World  # noqa: E402
 from runtime import autocast, matrix_dtype, pick_device, stop_on_signals  # noqa: E402
 from train import learning_rate  # noqa: E402
@@ -87,7 +88,9 @@ def main(cfg):
 def train(cfg, world, model, optimizer, tok, corpus, val):
     checkpoints, losses = Checkpoints(cfg.out, world, keep=1), []
     first = checkpoints.load(model, optimizer, lambda folder, saved: accept(cfg, folder, saved))
-    log = open(Path(cfg.out) / "log.jsonl", "a" if first else "w", encoding="utf-8")
+    Path(cfg.out).mkdir(parents=True, exist_ok=True)
+    forget_steps(Path(cfg.out) / "log.jsonl", first)
+    log = open(Path(cfg.out) / "log.jsonl", "a", encoding="utf-8")
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {corpus.tokens:,} tokens to read, "
           f"{cfg.steps * cfg.batch_size * corpus.window:,} of them in {cfg.steps:,} steps", flush=True)
     with log, stop_on_signals() as signals:

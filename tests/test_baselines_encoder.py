@@ -2,6 +2,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import tokenizers
 import torch
@@ -12,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from tokenizers.processors import BertProcessing
 
 import finetune_qa
-from baselines import encoder_rows, load_tokenizer
+from baselines import encoder_rows, load_tokenizer, pretrain_encoder
 from baselines.encoder import ASIDE, Encoder, EncoderConfig
+from baselines.pretrain_encoder import PretrainEncoder
 from baselines.subwords import Subwords
 from common import UserError
 from finetune_qa import FinetuneQA
@@ -253,3 +255,41 @@ def test_an_encoder_is_not_asked_to_write(folders):
         load(folders["bert"], torch.float32, "cpu")
     with pytest.raises(UserError, match="does not tell how likely"):
         encoder_rows.Reader("likelihood", load_tokenizer(folders["bert"]), 0, 16)
+
+
+# ---- Pretraining ----
+
+def test_of_the_tokens_that_are_asked_for_most_show_a_mask_some_another_and_some_themselves(world):
+    tok = Tokenizer.load(world)
+    for name in pretrain_encoder.NEW_TOKENS:
+        tok.add_special(name)
+    torch.manual_seed(0)
+    ids_BT = torch.randint(0, 300, (200, 500))
+    ids_BT[:, ::10], ids_BT[:, 1::10] = tok.eos_id, tok.specials["[CLS]"]
+    shown_BT, asked_BT = pretrain_encoder.masked(ids_BT, 0.15, tok)
+    assert asked_BT.double().mean().item() == pytest.approx(0.8 * 0.15, rel=0.02)
+    assert (ids_BT[asked_BT] < 300).all() and (shown_BT[~asked_BT] == ids_BT[~asked_BT]).all()
+    shown_N, ids_N = shown_BT[asked_BT], ids_BT[asked_BT]
+    shares = [(shown_N == tok.specials["[MASK]"]), (shown_N == ids_N), (shown_N < 300) & (shown_N != ids_N)]
+    assert [share.double().mean().item() for share in shares] == pytest.approx([0.8, 0.1, 0.1], abs=0.01)
+
+
+def test_an_encoder_learns_from_our_shards_goes_on_where_it_stopped_and_is_fine_tuned(world, tmp_path):
+    cfg = PretrainEncoder(
+        data=str(world), out=str(tmp_path / "out"), steps=60, batch_size=8, micro_batch_size=4, warmup_steps=6,
+        model=EncoderConfig(n_positions=32, n_embd=32, n_layer=2, n_head=2, n_inner=64, resid_pdrop=0, attn_pdrop=0),
+        learning_rate=1e-2, final_learning_rate=1e-3, dtype="float32", eval_every=60, eval_windows=8,
+        checkpoint_every=20)
+    losses = pretrain_encoder.main(cfg)
+    assert np.mean(losses[-5:]) < 0.75 * losses[0]
+    last = sorted((tmp_path / "out/checkpoints").iterdir())[-1]
+    last.rename(last.with_name("00000040"))                  # as if it had been killed after that step
+    assert len(pretrain_encoder.main(cfg)) == 20
+    with pytest.raises(UserError, match="made with masked = 0.15, now it is 0.2"):
+        pretrain_encoder.main(replace(cfg, masked=0.2))
+    model, tok = load(str(tmp_path / "out/model"), torch.float32, "cpu", encoders=True)
+    theirs = transformers.BertForMaskedLM.from_pretrained(tmp_path / "out/model").eval()
+    ids_BT = torch.tensor([[tok.specials["[CLS]"], 5, tok.specials["[MASK]"], tok.specials["[SEP]"]]])
+    torch.testing.assert_close(model(ids_BT), theirs(ids_BT).logits, atol=1e-5, rtol=1e-5)
+    report = finetune_qa.main(cfg_of(tmp_path / "out/model", world, tmp_path / "qa", epochs=1, max_length=32))
+    assert report["n"] == 12
