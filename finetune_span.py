@@ -171,6 +171,8 @@ def build(cfg, world, seed):
     if head and not cfg.untrained:
         model.qa_outputs.load_state_dict(head)
     choose_weights(model, cfg, len(new))
+    if isinstance(gpt.lm_head, torch.nn.Module):       # nobody asks it, but a family that has one keeps it
+        gpt.lm_head.requires_grad_(False)
     if cfg.parallel == "fsdp":
         shard_model(model, device_mesh(world, 0), cfg.dtype)
     max_length = min(cfg.max_length, gpt.cfg.n_positions)

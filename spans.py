@@ -161,8 +161,6 @@ class SpanModel(nn.Module):
     def __init__(self, gpt, pad_id, read=heads.read):
         super().__init__()
         self.gpt, self.pad_id, self.read = gpt, pad_id, read
-        del gpt.lm_head                  # nobody will ask for a token
-        gpt.lm_head = None
         self.qa_outputs = nn.Linear(gpt.cfg.n_embd, 2)            # transformers' name
         nn.init.normal_(self.qa_outputs.weight, 0.0, gpt.cfg.initializer_range)
         nn.init.zeros_(self.qa_outputs.bias)

@@ -17,7 +17,7 @@ how questions become rows (baselines/encoder_rows.py), pretraining (baselines/pr
 Shapes as in model.py, and E, the width of the embedding. Devlin et al. 2018 (arXiv 1810.04805), Clark et al. 2020
 (2003.10555), Lan et al. 2019 (1909.11942).
 """
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 
 import torch
 import torch.nn as nn
@@ -89,7 +89,8 @@ class EncoderConfig:
     resid_pdrop: float = 0.1         # of the embeddings, too
     attn_pdrop: float = 0.1
     embd_width: int | None = None    # E; None is D
-    n_groups: int | None = None      # layers with weights of their own; None is n_layer
+    n_groups: int | None = None      # ALBERT's layers with weights of their own; None is one
+    masked_head: bool = False        # not in config.json: has the checkpoint a head for masked tokens?
 
     def check(self):
         """Raise UserError for a shape that cannot be built."""
@@ -195,7 +196,7 @@ class Encoder(nn.Module):
 
     reading = encoder_rows       # how it is asked; models without this are asked as heads.py does
 
-    def __init__(self, cfg, head=False):
+    def __init__(self, cfg):
         super().__init__()
         cfg.check()
         self.cfg, E = cfg, cfg.width
@@ -204,7 +205,7 @@ class Encoder(nn.Module):
         projects = cfg.model_type == "albert" or E != cfg.n_embd
         self.project = nn.Linear(E, cfg.n_embd) if projects else None
         self.h = nn.ModuleList(Block(cfg) for _ in range(cfg.groups))
-        self.lm_head = MaskedHead(cfg) if head else None
+        self.lm_head = MaskedHead(cfg) if cfg.masked_head else None
         if not self.wte.weight.is_meta:
             self.init_weights(torch.randint(2**31, ()).item())
 
@@ -269,10 +270,10 @@ class Encoder(nn.Module):
         dense, _, bias, repeated = MASKED[cfg.model_type]
         tensors = {plain(name, cfg.model_type): tensor for name, tensor in read_tensors(folder)}
         words = tensors.get("embeddings.word_embeddings.weight")
-        if words is not None:            # rows added by fine-tuning
-            cfg = replace(cfg, vocab_size=max(cfg.vocab_size, len(words)))
+        rows = 0 if words is None else len(words)                  # more than config.json says, if tokens were added
+        cfg = replace(cfg, vocab_size=max(cfg.vocab_size, rows), masked_head=f"{dense}.weight" in tensors)
         with torch.device("meta"):
-            model = cls(cfg, head=f"{dense}.weight" in tensors)
+            model = cls(cfg)
         for twin, tensor in ((tensors.pop(repeated + "weight", None), words),
                              (tensors.pop(repeated + "bias", None) if bias != repeated + "bias" else None,
                               tensors.get(bias))):
@@ -292,8 +293,7 @@ class Encoder(nn.Module):
         parameters, family = dict(self.named_parameters()), self.cfg.model_type
         write_tensors(folder, {stored: (parameters[name].nbytes, name) for name, stored in self.stored_names().items()},
                       lambda name: parameters[name].detach().cpu().contiguous())
-        cfg = {f.name: getattr(self.cfg, f.name) for f in fields(self.cfg)}
-        cfg |= {"embd_width": self.cfg.width, "n_groups": self.cfg.groups}
+        cfg = asdict(self.cfg) | {"embd_width": self.cfg.width, "n_groups": self.cfg.groups}
         only = {"embd_width": ("electra", "albert"), "n_groups": ("albert",)}
         write_config(folder, {name: values[0] for name, values in FIXED.items()} | {
             theirs: cfg[name] for name, theirs in CONFIG.items() if family in only.get(name, FIXED["model_type"])} | {

