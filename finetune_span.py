@@ -176,7 +176,8 @@ def build(cfg, world, seed):
     if cfg.parallel == "fsdp":
         shard_model(model, device_mesh(world, 0), cfg.dtype)
     max_length = min(cfg.max_length, gpt.cfg.n_positions)
-    return model, tok, SpanReader(tok, ids, max_length, cfg.max_question, cfg.stride)
+    front = () if reading else tok.front               # an encoder's [CLS] is among the ids
+    return model, tok, SpanReader(tok, ids, max_length, cfg.max_question, cfg.stride, front)
 
 
 def select(model, tok, files, windows, cfg, world, folder, state):

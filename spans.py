@@ -115,8 +115,9 @@ class SpanReader:
     """Turns items into windows. `count`: questions that were cut, answers that no span of tokens equals, contexts of
     more than one window."""
 
-    def __init__(self, tok, ids, max_length, max_question, stride):
-        self.tok, self.ids, self.max_length, self.max_question, self.stride = tok, ids, max_length, max_question, stride
+    def __init__(self, tok, ids, max_length, max_question, stride, front=()):
+        self.tok, self.ids, self.front = tok, ids, list(front)    # front: what a family wants first, Llama's <s>
+        self.max_length, self.max_question, self.stride = max_length, max_question, stride
         self.count = {"cut": 0, "unaligned": 0, "long": 0}
 
     def __call__(self, items):
@@ -126,7 +127,7 @@ class SpanReader:
         before, between, behind = self.ids
         question = self.tok.encode(item.prompt.strip()).tolist()
         self.count["cut"] += len(question) > self.max_question
-        prefix = [before, *question[:self.max_question], between]
+        prefix = [*self.front, before, *question[:self.max_question], between]
         if (room := self.max_length - 1 - len(prefix)) < 1:
             raise UserError(f"question {item.id} leaves no room for its context within {self.max_length} tokens; lower "
                             "--max-question or raise --max-length")

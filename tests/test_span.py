@@ -8,11 +8,13 @@ import pytest
 import tokenizers
 import torch
 from conftest import SENTENCES, tiny_model
+from test_baselines_causal import random_model
 from transformers import BertForQuestionAnswering, GPT2ForQuestionAnswering
 
 import finetune_answers
 import finetune_span
 from answer_report import span_scores
+from baselines import load_model
 from baselines.encoder import Encoder, EncoderConfig
 from baselines.subwords import Subwords
 from common import UserError
@@ -240,8 +242,8 @@ def cfg(world, tmp_path):
     paths = {f"{name}{suffix}": squad(tmp_path / f"{name}{suffix}.json", *asked(name, bool(suffix)))
              for name in ("train", "dev", "test") for suffix in ("", "2")}
     return FinetuneSpan(model=str(tmp_path / "gpt"), train=paths["train"], dev=paths["dev"], test=paths["test"],
-                        out=str(tmp_path / "out"), epochs=20, batch_size=4, micro_batch_size=4, learning_rate=3e-3,
-                        max_length=96, dtype="float32", select_every=40, checkpoint_every=1000), paths
+                        out=str(tmp_path / "out"), epochs=15, batch_size=4, micro_batch_size=4, learning_rate=3e-3,
+                        max_length=96, dtype="float32", select_every=30, checkpoint_every=1000), paths
 
 
 @pytest.mark.parametrize("family", ["gpt", "bert"])
@@ -291,6 +293,18 @@ def test_low_rank_additions_and_the_untrained_twin_go_through_and_can_be_read_ag
     finetune_answers.main(replace(cfg[0], epochs=1, **changes))
     model, tok, _ = finetune_span.build(replace(cfg[0], model=str(tmp_path / "out/model")), ALONE, 0)
     assert {"<|QUESTION|>", "<|CONTEXT|>", "<|ANSWER|>"} <= set(tok.specials) and len(tok) == model.gpt.cfg.vocab_size
+
+
+def test_a_family_with_a_head_of_its_own_comes_back_with_it(cfg, world, tmp_path):
+    random_model("llama", n_positions=128).save_pretrained(tmp_path / "llama")
+    Tokenizer.load(world).save(tmp_path / "llama")
+    cfg = replace(cfg[0], model=str(tmp_path / "llama"), epochs=1, lora_rank=2)
+    finetune_answers.main(cfg)
+    before, after = (load_model(folder) for folder in (cfg.model, tmp_path / "out/model"))
+    torch.testing.assert_close(after.lm_head.weight[:301], before.lm_head.weight[:301])
+    assert after.cfg.vocab_size == 304
+    model, _, _ = finetune_span.build(replace(cfg, model=str(tmp_path / "out/model"), lora_rank=0), ALONE, 0)
+    assert not model.gpt.lm_head.weight.requires_grad
 
 
 def test_what_the_test_asks_is_not_learned_and_dev_is_taken_from_train_by_group(cfg, tmp_path):
