@@ -44,7 +44,9 @@ class PretrainEncoder:
     """Pretrain an encoder on token shards."""
     data: str = "data/pubmed"            # folder written by prepare/pubmed.py, with its tokenizer
     out: str = "out/encoder"
-    model: EncoderConfig = EncoderConfig(n_embd=256, n_layer=6, n_head=4, n_inner=1024, resid_pdrop=0.0, attn_pdrop=0.0)
+    # One type, as RoBERTa: without pairs of texts, a second type's row would be noise when fine-tuning first uses it.
+    model: EncoderConfig = EncoderConfig(n_embd=256, n_layer=6, n_head=4, n_inner=1024, n_types=1, resid_pdrop=0.0,
+                                         attn_pdrop=0.0)
     steps: int = 400
     batch_size: int = 16                 # windows of n_positions tokens a step
     micro_batch_size: int = 16           # windows at once; the rest of the batch is accumulated
