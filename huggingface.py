@@ -23,7 +23,7 @@ WANTED = ["*.json", "*.safetensors", "pytorch_model*.bin", "merges.txt", "vocab.
 PART_BYTES = 4 * 2**30      # a save holds one part in memory beside the model
 
 
-def find_folder(name_or_folder):
+def find_folder(name_or_folder, wanted=WANTED):
     """The local folder of a model; a name such as "stanford-crfm/BioMedLM" is downloaded into Hugging Face's cache."""
     folder, name = Path(name_or_folder), str(name_or_folder)
     if folder.is_dir() and name:
@@ -33,7 +33,7 @@ def find_folder(name_or_folder):
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
     try:
-        return Path(snapshot_download(name, allow_patterns=WANTED))
+        return Path(snapshot_download(name, allow_patterns=wanted))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{name}: no such folder here, and the Hugging Face hub did not give it ({reason})") from error

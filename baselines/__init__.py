@@ -25,7 +25,8 @@ FAMILIES = {                                # model_type -> (module, class)
     "albert": ("baselines.encoder", "Encoder"),
 }
 
-LLAMA_2 = "meta-llama/Llama-2-7b-chat-hf"      # whose shape is its family's default: known without a download
+# Whose shapes are their families' defaults: known without a download.
+DEFAULTS = {"stanford-crfm/BioMedLM": "gpt2", "meta-llama/Llama-2-7b-chat-hf": "llama"}
 
 
 def load_model(name_or_folder, dtype=torch.float32):
@@ -49,12 +50,15 @@ def load_class(model_type):
 
 
 def shape_of(name):
-    """(class, configuration) of a model, without its weights: for plans."""
-    if name == LLAMA_2:
-        family = load_class("llama")
+    """(class, configuration) of a causal model, without its weights: for plans."""
+    if name in DEFAULTS:
+        family = load_class(DEFAULTS[name])
         return family, family.config_class()
-    folder = find_folder(name)
-    return family_of(folder), family_of(folder).config_class.from_json(folder / "config.json")
+    folder = find_folder(name, ["config.json"])
+    family = family_of(folder)
+    if not hasattr(family, "config_class"):
+        raise UserError(f"{folder}: an encoder; plans are made for causal models")
+    return family, family.config_class.from_json(folder / "config.json")
 
 
 def load_tokenizer(folder):

@@ -83,19 +83,17 @@ class Attention(nn.Module):
     def forward(self, x_BTD, cache=None, visible=(None, None)):
         q_BHTK, k_BHSK, v_BHSK = (project(x_BTD).unflatten(-1, (self.n_head, -1)).transpose(1, 2)
                                   for project in (self.q_proj, self.k_proj, self.v_proj))
-        all_BTS, near_BTS = visible
-        if cache is not None and self.window is None:
-            y_BHTK = cache.attend(self.layer, q_BHTK, k_BHSK, v_BHSK, 1.0)
-        else:
-            visible_BTS = all_BTS if self.window is None else near_BTS
-            if cache is not None:                  # of the keys so far, those that the first query's window reaches
-                reach = self.window + q_BHTK.shape[2] - 1
-                k_BHKS, v_BHSK = cache.append(self.layer, k_BHSK, v_BHSK)
-                k_BHSK, v_BHSK = k_BHKS[..., -reach:].transpose(2, 3), v_BHSK[:, :, -reach:]
-                visible_BTS = visible_BTS[..., -reach:]
-            y_BHTK = F.scaled_dot_product_attention(
-                q_BHTK, k_BHSK, v_BHSK, attn_mask=None if visible_BTS is None else visible_BTS[:, None],
-                is_causal=visible_BTS is None, dropout_p=self.dropout if self.training else 0.0, scale=1.0)
+        visible_BTS = visible[0] if self.window is None else visible[1]
+        # Not cache.attend, whose scores have the inputs' dtype: undivided, they are too large for bf16's 8 bits.
+        if cache is not None:
+            k_BHKS, v_BHSK = cache.append(self.layer, k_BHSK, v_BHSK)
+            k_BHSK = k_BHKS.transpose(2, 3)
+        if cache is not None and self.window is not None:      # what lies before the first query's window is not read
+            reach = self.window + q_BHTK.shape[2] - 1
+            k_BHSK, v_BHSK, visible_BTS = k_BHSK[:, :, -reach:], v_BHSK[:, :, -reach:], visible_BTS[..., -reach:]
+        y_BHTK = F.scaled_dot_product_attention(
+            q_BHTK, k_BHSK, v_BHSK, attn_mask=None if visible_BTS is None else visible_BTS[:, None],
+            is_causal=visible_BTS is None, dropout_p=self.dropout if self.training else 0.0, scale=1.0)
         return self.out_proj(y_BHTK.transpose(1, 2).flatten(2))
 
 
@@ -110,15 +108,16 @@ class GPTNeo(GPT):
     transposed, residual, has_kernels = (), ("c_proj", "out_proj"), False
 
     def places(self, ids_BT, cache, doc_start_BT, visible_BTS, position_BT):
-        """The masks of both kinds of layers in place of one: (visible_BTS or None, near_BTS), and position_BT.
+        """The masks of both kinds of layers in place of one: (global: visible_BTS or None, local), and position_BT.
 
         Near is told by position, not by place in the row: packed trees branch, and go on from their prefix.
         """
         visible_BTS, position_BT = super().places(ids_BT, cache, doc_start_BT, visible_BTS, position_BT)
         key_BS = position_BT if cache is None else torch.arange(cache.length + ids_BT.shape[1], device=ids_BT.device)
         back_BTS = torch.atleast_2d(position_BT)[:, :, None] - torch.atleast_2d(key_BS)[:, None, :]
-        near_BTS = (back_BTS < self.cfg.window_size) & (back_BTS >= 0 if visible_BTS is None else visible_BTS)
-        return (visible_BTS, near_BTS), position_BT
+        all_BTS = back_BTS >= 0 if visible_BTS is None else visible_BTS
+        near_BTS = all_BTS & (back_BTS < self.cfg.window_size)
+        return (all_BTS if cache is not None else visible_BTS, near_BTS), position_BT
 
     @staticmethod
     def our_name(stored):

@@ -73,7 +73,7 @@ class Subwords:
             shown[i] = token
         return shown
 
-    @property
+    @cached_property
     def specials(self):
         """name -> id."""
         return {token.content: i for i, token in self.library.get_added_tokens_decoder().items() if token.special}
@@ -99,14 +99,22 @@ class Subwords:
             if i is not None and i < len(self):
                 raise UserError(f"special token {name!r} wants a free id; {i} is {self.tokens[i]!r}")
             self.library.add_special_tokens([f"<|unused {n}|>" for n in gap] + [name])
-            vars(self).pop("tokens", None), vars(self).pop("bytes_of", None)
+            for name_of_cache in ("tokens", "bytes_of", "specials"):
+                vars(self).pop(name_of_cache, None)
         return self.specials[name]
 
     def encode(self, text):
         """The ids of a text: 1-D numpy uint16, or uint32 if there are more than 65,536; never a special token."""
         text = well_formed(text)
-        ids = self.library.encode(text.removeprefix(" ") if self.spaced else text, add_special_tokens=False).ids
+        ids = self.ids(text)
+        # TRAP: to a unigram vocabulary (ALBERT's), "[SEP]" in a text is a piece like others; broken in two it is not.
+        for name in [name for name, i in self.specials.items() if name in text and i in ids]:
+            text = text.replace(name, f"{name[0]} {name[1:]}")
+            ids = self.ids(text)
         return np.array(ids, np.uint16 if len(self) <= 1 << 16 else np.uint32)
+
+    def ids(self, text):
+        return self.library.encode(text.removeprefix(" ") if self.spaced else text, add_special_tokens=False).ids
 
     def located(self, text):
         """(ids, [(first character, one past the last) of each token]) of a text without lone surrogates."""

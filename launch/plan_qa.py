@@ -1,6 +1,6 @@
 """`finetune_qa.py medqa --plan`: the memory that each way of fine-tuning takes, found out without a GPU.
 
-Runs the real step (packed questions, forward, backward, clipping, the optimizer) at the size of the paper's model, on
+Runs the real step (packed questions, forward, backward, clipping, the optimizer) at the size of --model, on
 tensors that have shapes but no memory, and counts what it would allocate. The batch is --micro-batch-size questions:
 one of --max-length tokens, the others of MedQA's median length.
 
@@ -16,8 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
+from baselines import shape_of
 from heads import Classifier
-from model import GPT, GPTConfig
+from model import GPT
 from packed import Tree
 from runtime import autocast
 from trainable import choose_weights, make_optimizer, trained
@@ -31,25 +32,26 @@ OPTION, MEDIAN = 8, 157      # MedQA's tokens an option with its [SEP], and a qu
 
 def print_plan(cfg):
     """Print the peak of each way, and of the settings asked for; returns {way: GiB}."""
+    network, shape = shape_of(cfg.model)
     with torch.device("meta"):
-        n = sum(p.numel() for p in GPT(GPTConfig()).parameters())
+        n = sum(p.numel() for p in network(shape).parameters())
     print(f"{n:,} parameters; {cfg.micro_batch_size} questions at once, one of {cfg.max_length} tokens, the others of "
           f"{MEDIAN}; GiB at a step's peak on one GPU, without CUDA's context:")
     peaks = {}
     for way, changes, gpu in (*WAYS, ("the settings asked for", {}, 0)):
         settings = replace(cfg, dtype="bfloat16", **changes)
-        peaks[way] = step_memory(settings)
+        peaks[way] = step_memory(settings, shape, network)
         verdict = f"{'fits' if peaks[way] + 1 < gpu * 1e9 / GIB else 'does NOT fit'} {gpu} GB" if gpu else ""
         flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in changes.items())
         print(f"  {peaks[way]:6.2f}  {way:34} {verdict:15} {flags}".rstrip(), flush=True)
     return peaks
 
 
-def step_memory(cfg, shape=None):
+def step_memory(cfg, shape, network=GPT):
     """The peak of the second step in GiB: the first has no moments yet."""
     # Attention's dropout keeps no mask on a GPU; on CPU tensors it would pick a kernel that keeps all the scores.
     with torch.device("meta"):
-        gpt = GPT(replace(shape or GPTConfig(), attn_pdrop=0.0)).to(getattr(torch, cfg.weights))
+        gpt = network(replace(shape, attn_pdrop=0.0)).to(getattr(torch, cfg.weights))
     with FakeTensorMode(), Peak() as memory:
         gpt.load_state_dict({name: torch.empty(p.shape, dtype=p.dtype) for name, p in gpt.named_parameters()},
                             assign=True)

@@ -1,16 +1,17 @@
 """GPT-Neo and Llama through the same scripts: transformers' numbers, and everything that a GPT can."""
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import tokenizers
 import torch
+import torch.distributed as dist
 import transformers
-from conftest import SENTENCES, run_script, tiny_model
+from conftest import SENTENCES, tiny_model
 from safetensors.torch import load_file, save_file
-from tokenizers import decoders, models, normalizers, processors, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import finetune_answers
 import finetune_qa
@@ -18,6 +19,7 @@ import train
 from baselines import load_model, load_tokenizer, shape_of
 from baselines.gpt_neo import GPTNeo, GPTNeoConfig
 from baselines.llama import Llama, LlamaConfig
+from baselines.subwords import Subwords
 from common import UserError
 from data import Corpus, document_starts
 from fast_linear import lay_out
@@ -26,6 +28,7 @@ from finetune_qa import FinetuneQA
 from heads import Likelihood
 from launch.plan import step_memory
 from packed import Tree
+from parallel import World
 from prepare import pubmed
 from prompts import encode_prompt
 from sample import KVCache, Sample, generate, main, stream
@@ -265,6 +268,31 @@ def test_a_special_token_is_added_where_the_weights_have_room_and_saved_for_all(
         load_tokenizer(tmp_path)
 
 
+def test_llama_3s_byte_level_tokens_are_their_bytes():
+    cut = pre_tokenizers.Split(tokenizers.Regex(r" ?\p{L}+|\p{N}{1,3}|[^\p{L}\p{N}]"), "isolated")
+    library = tokenizers.Tokenizer(models.BPE(ignore_merges=True))
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    library.pre_tokenizer, library.decoder = pre_tokenizers.Sequence([cut, level]), decoders.ByteLevel()
+    library.train_from_iterator(SENTENCES, trainers.BpeTrainer(vocab_size=300, initial_alphabet=level.alphabet()))
+    library.add_special_tokens(["<|begin_of_text|>", "<|end_of_text|>"])
+    first = processors.TemplateProcessing(single="<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", 300)])
+    library.post_processor = first
+    tok = Subwords(library)
+    assert tok.front == [300] and tok.eos_id == 301
+    for text in (*TEXTS, " yes", "a<|end_of_text|>b"):
+        assert tok.decode(tok.encode(text)) == text and not {300, 301} & set(tok.encode(text).tolist())
+
+
+def test_a_unigram_vocabulary_does_not_read_special_tokens_out_of_a_text():
+    library = tokenizers.Tokenizer(models.Unigram([("<unk>", 0.0), ("[SEP]", 0.0), ("▁", -2.0), *(
+        (letter, -3.0) for letter in "[]SEPab")], 0, False))
+    library.pre_tokenizer, library.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    library.add_special_tokens(["<unk>", "[SEP]"])
+    tok = Subwords(library)
+    assert 1 in library.encode("a [SEP] b").ids and 1 not in tok.encode("a [SEP] b").tolist()
+    assert tok.decode(tok.encode("a [SEP] b")) == "a [ SEP] b"
+
+
 def test_a_prompt_begins_as_the_family_wants_it(llama_tokenizer, world):
     llama, ours = load_tokenizer(llama_tokenizer), Tokenizer.load(world)
     assert encode_prompt(llama, "Aspirin") == [1, *llama.encode("Aspirin")]
@@ -340,30 +368,27 @@ def test_sample_continues_and_scores(folders, name):
 
 def settings(folders, name, tmp_path, **changes):
     return train.Train(**dict(
-        data=str(folders[f"data {name}"]), out=str(tmp_path / "out"), init_from=str(folders[name]), window=32, steps=6,
+        data=str(folders[f"data {name}"]), out=str(tmp_path / "out"), init_from=str(folders[name]), window=32, steps=4,
         batch_size=4, micro_batch_size=4, learning_rate=1e-3, final_learning_rate=1e-4, warmup_steps=2, dtype="float32",
-        compile=False, eval_every=6, eval_windows=8, checkpoint_every=3) | changes)
+        compile=False, eval_every=4, eval_windows=8, checkpoint_every=2) | changes)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "neo", "llama"])
 def test_pretraining_goes_on_from_a_folder_of_any_family(folders, tmp_path, name):
-    cfg = settings(folders, name, tmp_path, grad_clip=1e9)
+    epochs = 3.5 * 4 / Corpus(folders[f"data {name}"], "train", 32).n_windows           # steps are whole: 4
+    cfg = settings(folders, name, tmp_path, grad_clip=1e9, steps=0, epochs=epochs)
     base = load_model(folders[name]).train()
     base.h.apply(lambda module: setattr(module, "p", 0.0) if isinstance(module, torch.nn.Dropout) else None)
     first = base.loss(*Corpus(cfg.data, "train", 32, 0).batch(0, 4)).item()
     losses = train.main(cfg)
-    assert losses[0] == pytest.approx(first, abs=1e-5) and losses[-1] < losses[0]
+    assert losses[0] == pytest.approx(first, abs=1e-5) and losses[-1] < losses[0] and len(losses) == 4
     trained = load_model(tmp_path / "out/model")
     assert type(trained) is type(base) and trained.cfg == base.cfg
     torch.testing.assert_close(theirs(tmp_path / "out/model")(IDS_BT).logits, trained(IDS_BT), atol=2e-5, rtol=0)
     assert len(load_tokenizer(tmp_path / "out/model")) == len(load_tokenizer(folders[name]))
-    (tmp_path / "out/checkpoints/00000006/.metadata").unlink()
-    assert train.main(cfg) == losses[3:], "resumed from step 3"
-
-
-def test_epochs_are_counted_in_windows_of_the_data(folders, tmp_path):
-    cfg = settings(folders, "llama", tmp_path, steps=0, epochs=0.5, batch_size=16)
-    assert len(train.main(cfg)) == -(-Corpus(cfg.data, "train", 32).n_windows // 32)
+    if name == "llama":
+        (tmp_path / "out/checkpoints/00000004/.metadata").unlink()
+        assert train.main(cfg) == losses[2:], "resumed after two steps"
 
 
 @pytest.mark.parametrize("changes, words", [
@@ -390,54 +415,47 @@ def test_the_preset_is_what_is_published_of_biomedgpt_and_its_plan_is_llama_2s()
     assert 0.01 < peak < 0.5
 
 
-def test_two_processes_train_a_llama_as_one_does(folders, tmp_path):
-    """fsdp on gloo: the folder's weights reach every slice, and OUT/model is whole."""
-    alone = train.main(settings(folders, "llama", tmp_path))
-    cfg = settings(folders, "llama", tmp_path)
-    words = [word for flag in ("data", "init_from", "window", "steps", "learning_rate", "final_learning_rate",
-                               "batch_size", "warmup_steps", "dtype", "eval_every", "eval_windows", "checkpoint_every")
-             for word in (f"--{flag.replace('_', '-')}", str(getattr(cfg, flag)))]
-    done = run_script("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "train.py", "biomedgpt",
-                      *words, *"--micro-batch-size 2 --parallel fsdp --no-compile --out".split(), tmp_path / "two")
-    assert done.returncode == 0, done.stderr[-3000:]
-    losses = [json.loads(line)["loss"] for line in open(tmp_path / "two/log.jsonl")]
-    assert losses == pytest.approx(alone, rel=1e-5)
-    one, two = (load_model(Path(tmp_path, out, "model")).state_dict() for out in ("out", "two"))
-    for part in one:
-        torch.testing.assert_close(two[part], one[part], rtol=1e-4, atol=1e-5)
+def test_a_process_of_three_takes_its_slice_of_the_folders_weights(folders, tmp_path):
+    cfg, whole = settings(folders, "llama", tmp_path, parallel="fsdp"), load_model(folders["llama"]).state_dict()
+    dist.init_process_group("fake", rank=1, world_size=3, store=FakeStore())        # the others only pretend
+    try:
+        sliced = dict(train.build(train.shaped(cfg), World(1, 3, torch.device("cpu"))).named_parameters())
+    finally:
+        dist.destroy_process_group()
+    for part, value in whole.items():
+        assert torch.equal(sliced[part].to_local(), value.chunk(3)[1]), part
 
 
-@BOTH
-@pytest.mark.parametrize("changes", [{"head": "option", "moments": "8bit"}, {"head": "label", "lora_rank": 2},
-                                     {"head": "option", "recompute_every": 2, "weights": "float32"}])
+@pytest.mark.parametrize("name, changes", [
+    ("neo", {"head": "option", "lora_rank": 2}), ("llama", {"head": "label", "lora_rank": 2}),
+    ("llama", {"head": "option", "moments": "8bit", "recompute_every": 2})])
 def test_multiple_choice_is_learned_by_the_same_script(folders, world, tmp_path, name, changes):
     lines = [json.dumps({"id": str(i), "question": f"Is it {i}?", "options": ["yes", "no"], "answer": i % 2})
              for i in range(8)]
     (tmp_path / "q.jsonl").write_text("\n".join(lines))
     cfg = FinetuneQA(model=str(folders[name]), train=str(tmp_path / "q.jsonl"), dev=str(tmp_path / "q.jsonl"),
-                     test=str(tmp_path / "q.jsonl"), out=str(tmp_path / "out"), seeds=(0,), epochs=3, batch_size=4,
-                     learning_rate=1e-2, warmup_ratio=0.1, max_length=96, dtype="float32", **changes)
+                     test=str(tmp_path / "q.jsonl"), out=str(tmp_path / "out"), seeds=(0,), epochs=6, batch_size=4, checkpoint_every=1000,
+                     learning_rate=2e-3, warmup_ratio=0.1, max_length=96, dtype="float32", **changes)
     report = finetune_qa.main(cfg)
     log = [json.loads(line) for line in open(tmp_path / "out/log.jsonl")]
-    assert report["n"] == 8 and log[-1]["loss"] < log[0]["loss"] + 0.2
+    assert report["n"] == 8 and log[-1]["loss"] < log[0]["loss"]
     if changes["head"] == "label":
         likely = finetune_qa.main(ZeroShot(cfg.model, cfg.test, str(tmp_path / "z"), max_length=96, dtype="float32"))
         assert likely["raw"]["n"] == 8
 
 
-@BOTH
-@pytest.mark.parametrize("changes", [{}, {"lora_rank": 4}, {"moments": "8bit"}])
+@pytest.mark.parametrize("name, changes", [("neo", {"moments": "8bit"}), ("llama", {"lora_rank": 8}), ("llama", {})])
 def test_answers_are_learned_and_the_folder_is_of_the_family(folders, tmp_path, name, changes):
     """Llama's untied head learns its new row with the embedding's; LoRA's additions are merged into both."""
     items = [{"prompt": f"What is {c}?", "answer": f"{c} is it.", "split": split} for c in ("scurvy", "syphilis")
              for split in ("train", "dev", "test")]
     (tmp_path / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
     cfg = FinetuneAnswers(model=str(folders[name]), data=str(tmp_path / "items.jsonl"), out=str(tmp_path / "out"),
-                          epochs=30, batch_size=2, learning_rate=1e-2, warmup_ratio=0.1, max_source=40, max_target=30,
-                          max_new_tokens=12, select_every=30, checkpoint_every=100, dtype="float32", **changes)
+                          epochs=12, batch_size=2, learning_rate=2e-2, warmup_ratio=0.1, max_source=40, max_target=30,
+                          max_new_tokens=4, select_every=30, checkpoint_every=100, dtype="float32", **changes)
     report = finetune_answers.main(cfg)
     log = [json.loads(line) for line in open(tmp_path / "out/log.jsonl")]
-    assert log[-1]["loss"] < 0.5 * log[0]["loss"] and report["n"] == 2
+    assert log[-1]["loss"] < 0.8 * log[0]["loss"] and report["n"] == 2
     model, tok = load_model(tmp_path / "out/model"), load_tokenizer(tmp_path / "out/model")
     assert model.cfg.vocab_size == len(tok) and tok.specials["<|startoftext|>"] == len(tok) - 1
     torch.testing.assert_close(theirs(tmp_path / "out/model")(IDS_BT).logits, model(IDS_BT), atol=5e-5, rtol=1e-4)
