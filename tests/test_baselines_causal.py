@@ -434,8 +434,9 @@ def test_multiple_choice_is_learned_by_the_same_script(folders, world, tmp_path,
              for i in range(8)]
     (tmp_path / "q.jsonl").write_text("\n".join(lines))
     cfg = FinetuneQA(model=str(folders[name]), train=str(tmp_path / "q.jsonl"), dev=str(tmp_path / "q.jsonl"),
-                     test=str(tmp_path / "q.jsonl"), out=str(tmp_path / "out"), seeds=(0,), epochs=6, batch_size=4, checkpoint_every=1000,
-                     learning_rate=2e-3, warmup_ratio=0.1, max_length=96, dtype="float32", **changes)
+                     test=str(tmp_path / "q.jsonl"), out=str(tmp_path / "out"), seeds=(0,), epochs=6, batch_size=4,
+                     learning_rate=2e-3, warmup_ratio=0.1, max_length=96, dtype="float32", checkpoint_every=1000,
+                     **changes)
     report = finetune_qa.main(cfg)
     log = [json.loads(line) for line in open(tmp_path / "out/log.jsonl")]
     assert report["n"] == 8 and log[-1]["loss"] < log[0]["loss"]
