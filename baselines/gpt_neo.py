@@ -80,17 +80,17 @@ class Attention(nn.Module):
             setattr(self, name, nn.Linear(cfg.n_embd, cfg.n_embd, bias=False))
         self.out_proj = nn.Linear(cfg.n_embd, cfg.n_embd)
 
-    def forward(self, x_BTD, cache=None, visible=(None, None)):
+    def forward(self, x_BTD, cache, visible):
         q_BHTK, k_BHSK, v_BHSK = (project(x_BTD).unflatten(-1, (self.n_head, -1)).transpose(1, 2)
                                   for project in (self.q_proj, self.k_proj, self.v_proj))
         visible_BTS = visible[0] if self.window is None else visible[1]
-        # Not cache.attend, whose scores have the inputs' dtype: undivided, they are too large for bf16's 8 bits.
         if cache is not None:
+            # Not cache.attend: its scores have the inputs' dtype, and bf16 is too coarse for undivided ones.
             k_BHKS, v_BHSK = cache.append(self.layer, k_BHSK, v_BHSK)
             k_BHSK = k_BHKS.transpose(2, 3)
-        if cache is not None and self.window is not None:      # what lies before the first query's window is not read
-            reach = self.window + q_BHTK.shape[2] - 1
-            k_BHSK, v_BHSK, visible_BTS = k_BHSK[:, :, -reach:], v_BHSK[:, :, -reach:], visible_BTS[..., -reach:]
+            if self.window is not None:                        # what lies before the first query's window is not read
+                reach = self.window + q_BHTK.shape[2] - 1
+                k_BHSK, v_BHSK, visible_BTS = k_BHSK[:, :, -reach:], v_BHSK[:, :, -reach:], visible_BTS[..., -reach:]
         y_BHTK = F.scaled_dot_product_attention(
             q_BHTK, k_BHSK, v_BHSK, attn_mask=None if visible_BTS is None else visible_BTS[:, None],
             is_causal=visible_BTS is None, dropout_p=self.dropout if self.training else 0.0, scale=1.0)

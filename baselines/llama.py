@@ -136,7 +136,7 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(cfg.n_embd, cfg.groups * self.width, bias)
         self.o_proj = nn.Linear(cfg.n_head * self.width, cfg.n_embd, bias)
 
-    def forward(self, x_BTD, cache=None, context=None):
+    def forward(self, x_BTD, cache, context):
         visible_BTS, angles = context
         q_BHTK, k_BGSK, v_BGSK = (project(x_BTD).unflatten(-1, (-1, self.width)).transpose(1, 2)
                                   for project in (self.q_proj, self.k_proj, self.v_proj))
