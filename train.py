@@ -47,7 +47,7 @@ class Train:
     data: str = "data/pubmed"            # folder written by prepare/pubmed.py
     out: str = "out/biomedlm"            # log.jsonl, checkpoints/ and in the end model/
     model: GPTConfig = GPTConfig()       # its vocab_size and eos_token_id are taken from the data, where it says them
-    init_from: str = ""                  # a folder, or a name on the hub: go on from its weights, in its shape
+    init_from: str = ""                  # a folder, or a name on the hub: go on from its weights; --model is not read
     window: int = 0                      # tokens that are read at once; 0 is the model's n_positions
     steps: int = 286_102                 # 300 B tokens / 1,048,576
     epochs: float = 0.0                  # passes over the data; read where --steps is 0

@@ -200,6 +200,15 @@ def test_a_folder_that_would_be_computed_wrongly_is_named(tmp_path, name, change
     assert str(tmp_path) in str(error.value)
 
 
+def test_a_config_without_a_family_is_gpt_2s(tmp_path):
+    ours = tiny_model()
+    ours.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["model_type"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    torch.testing.assert_close(load_model(tmp_path)(IDS_BT), ours(IDS_BT), atol=0, rtol=0)
+
+
 # ---- Tokenizers ----
 
 @pytest.fixture(scope="module")
