@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
+from tokenizers import decoders, models, normalizers, processors, trainers
 
 from model import GPT, GPTConfig
 from shards import write_shard
@@ -54,6 +56,30 @@ def world(tmp_path_factory):
     questions = [{"id": f"q{i}", "context": "", "question": f"Which word is number {i}?",
                   "options": [f"word {i}", "another", "a third"][:2 + i % 2], "answer": i % 2} for i in range(12)]
     (folder / "questions.jsonl").write_text("".join(json.dumps(q) + "\n" for q in questions))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def llama_tokenizer(tmp_path_factory):
+    """A folder with a tokenizer.json in the shape of Llama 2's, learned from a few sentences."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    learned = tokenizers.Tokenizer(models.BPE(unk_token="<unk>"))
+    frame = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    learned.normalizer = frame
+    learned.train_from_iterator(SENTENCES, trainers.BpeTrainer(vocab_size=120, special_tokens=["<unk>"]))
+    model = json.loads(learned.to_str())["model"]
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *list(model["vocab"])[1:]]
+    tok = tokenizers.Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, [*map(tuple, model["merges"])],
+                                          unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tok.normalizer = frame
+    tok.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(),
+                                     decoders.Strip(" ", 1, 0)])
+    tok.add_special_tokens(tokens[:3])
+    tok.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tok.save(str(folder / "tokenizer.json"))
+    eos = {"__type": "AddedToken", "content": "</s>", "lstrip": False, "normalized": False, "rstrip": False,
+           "single_word": False}
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": eos, "bos_token": "<s>"}))
     return folder
 
 
