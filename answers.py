@@ -11,17 +11,15 @@ A file has a JSON object a line: {"prompt", "answer"}. Optional: "id"; "context"
 that count as right; "group", what must not be divided between training and test (a document, a question that is asked
 of several contexts); "split", train, dev or test.
 """
-import json
 import zlib
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from common import UserError
+from common import UserError, read_json_lines
 from data import document_starts
 from packed import first_fit
 
@@ -52,25 +50,19 @@ class Item:
 
 def read_items(path):
     """The items of a file, each with a split; UserError names the line that is wrong."""
-    path, items = Path(path), []
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; prepare/answers.py writes one, or write JSON lines with prompt, answer")
-    for number, line in enumerate(path.read_bytes().rstrip(b"\n").split(b"\n"), 1):
-        try:
-            record = json.loads(line)
-            id_ = str(record.get("id", number))
-            item = Item(id_, record["prompt"], record["answer"], record.get("context", ""),
-                        tuple(record.get("answers", ())), str(record.get("group", record["prompt"])),
-                        record.get("split", ""))
-            item.check()
-        except KeyError as error:
-            raise UserError(f"{path}, line {number}: no {error} in it") from error
-        except (ValueError, TypeError, AttributeError) as error:
-            raise UserError(f"{path}, line {number}: no prompt and answer ({error})") from error
-        items.append(item)
+    items = read_json_lines(path, "prompt and answer",
+                            "prepare/answers.py writes one, or write JSON lines with prompt, answer", item_of)
+    items = [replace(item, id=item.id or str(number)) for number, item in enumerate(items, 1)]
     if len({item.split == "" for item in items}) > 1:
         raise UserError(f"{path}: some lines name their split and some do not; name all or none")
     return items
+
+
+def item_of(record):
+    item = Item(str(record.get("id", "")), record["prompt"], record["answer"], record.get("context", ""),
+                tuple(record.get("answers", ())), str(record.get("group", record["prompt"])), record.get("split", ""))
+    item.check()
+    return item
 
 
 def splits_of(items, shares=None):

@@ -76,6 +76,24 @@ def read_json(path, what):
         raise UserError(f"{path}: {what} was expected, but it is not JSON ({error})") from error
 
 
+def read_json_lines(path, what, wrote, make):
+    """[make(object) of each line]. UserError names the line that is no `what`: make raises KeyError for what is not in
+    it, ValueError, TypeError or AttributeError for what is wrong; `wrote` says where such files come from."""
+    path, made = Path(path), []
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; {wrote}")
+    if not path.stat().st_size:
+        raise UserError(f"{path}: holds no {what}")
+    for number, line in enumerate(path.read_bytes().rstrip(b"\n").split(b"\n"), 1):     # str.splitlines cuts at U+2028
+        try:
+            made.append(make(json.loads(line)))
+        except KeyError as error:
+            raise UserError(f"{path}, line {number}: no {error} in it") from error
+        except (ValueError, TypeError, AttributeError) as error:
+            raise UserError(f"{path}, line {number}: no {what} ({error})") from error
+    return made
+
+
 def write_json(path, value):
     with written_whole(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -117,11 +117,8 @@ def main(cfg):
     check(cfg)
     if isinstance(cfg, Answer):
         return answer(cfg)
-    world = join_world(cfg.parallel)
-    try:
+    with join_world(cfg.parallel) as world:
         return finetune_and_report(cfg, world)
-    finally:
-        world.leave()
 
 
 def finetune_and_report(cfg, world):

@@ -107,11 +107,8 @@ def main(cfg):
     if cfg.plan:
         from launch.plan_qa import print_plan
         return print_plan(cfg)
-    world = join_world(cfg.parallel)
-    try:
+    with join_world(cfg.parallel) as world:
         return finetune_all(cfg, world)
-    finally:
-        world.leave()
 
 
 def finetune_all(cfg, world):

@@ -64,11 +64,8 @@ class FinetuneSpan(Finetuning):
 def finetune_spans(cfg):
     """Do what the settings are of, and return the report."""
     check(cfg)
-    world = join_world(cfg.parallel)
-    try:
+    with join_world(cfg.parallel) as world:
         return finetune_all(cfg, world)
-    finally:
-        world.leave()
 
 
 def finetune_all(cfg, world):

@@ -53,13 +53,16 @@ class World:
         if self.size > 1:
             dist.barrier()
 
-    def leave(self):
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
         if dist.is_initialized():
             dist.destroy_process_group()
 
 
 def join_world(parallel):
-    """The world that torchrun started, or a world of one."""
+    """The world that torchrun started, or a world of one; `with` leaves it."""
     size = int(os.environ.get("WORLD_SIZE", 1))
     if parallel == "none":
         if size > 1:

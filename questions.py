@@ -4,11 +4,9 @@
 
 One JSON object a line. Options may differ in number from question to question; the answer is an index into them.
 """
-import json
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
-from common import UserError, write_json_lines
+from common import read_json_lines, write_json_lines
 
 
 @dataclass(frozen=True)
@@ -33,23 +31,13 @@ class Question:
 
 def read_questions(path):
     """The questions of a file; UserError names the line that is wrong."""
-    path, questions = Path(path), []
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; prepare/qa.py or prepare/demo.py writes questions")
-    if not path.stat().st_size:
-        raise UserError(f"{path}: holds no question")
-    for number, line in enumerate(path.read_bytes().rstrip(b"\n").split(b"\n"), 1):     # str.splitlines cuts at U+2028
-        try:
-            record = json.loads(line)
-            q = Question(str(record["id"]), record.get("context", ""), record["question"], record["options"],
-                         record["answer"])
-            q.check()
-        except KeyError as error:
-            raise UserError(f"{path}, line {number}: no {error} in it") from error
-        except (ValueError, TypeError, AttributeError) as error:
-            raise UserError(f"{path}, line {number}: no question ({error})") from error
-        questions.append(q)
-    return questions
+    return read_json_lines(path, "question", "prepare/qa.py or prepare/demo.py writes questions", question_of)
+
+
+def question_of(record):
+    q = Question(str(record["id"]), record.get("context", ""), record["question"], record["options"], record["answer"])
+    q.check()
+    return q
 
 
 def write_questions(path, questions):

@@ -8,13 +8,11 @@ Not here: the formulas (metrics.py, overlap.py).
 A file of predictions has a JSON object a line: {"id", "prediction"}, the prediction an index or an option's text;
 "scores" (a number an option) if there are any, "seed" if there were several runs.
 """
-import json
 import re
-from pathlib import Path
 
 import numpy as np
 
-from common import UserError
+from common import UserError, read_json_lines
 from metrics import (
     accuracy,
     brier_score,
@@ -36,22 +34,18 @@ def predictions_of(seed, questions, scores):
 
 def read_predictions(path, questions):
     """The records of a file, checked to answer each question once a seed; UserError says where they do not."""
-    path, by_id, records, seen = Path(path), {q.id: q for q in questions}, [], set()
-    if not path.is_file():
-        raise UserError(f"{path}: no such file of predictions")
-    for number, line in enumerate(path.read_bytes().rstrip(b"\n").split(b"\n"), 1):
-        try:
-            record = json.loads(line)
-            record = prediction(record, by_id[str(record["id"])])
-        except KeyError as error:
-            raise UserError(f"{path}, line {number}: {error} is no question of the file, or no field of the line"
-                            ) from error
-        except (ValueError, TypeError, AttributeError) as error:
-            raise UserError(f"{path}, line {number}: no prediction ({error})") from error
+    by_id, seen = {q.id: q for q in questions}, set()
+
+    def checked(record):
+        if str(record["id"]) not in by_id:
+            raise ValueError(f"{record['id']} is no question of the file")
+        record = prediction(record, by_id[str(record["id"])])
         if (record["seed"], record["id"]) in seen:
-            raise UserError(f"{path}, line {number}: answers {record['id']} a second time")
+            raise ValueError(f"answers {record['id']} a second time")
         seen.add((record["seed"], record["id"]))
-        records.append(record)
+        return record
+
+    records = read_json_lines(path, "prediction", "finetune_qa.py writes predictions.jsonl", checked)
     for seed in {record["seed"] for record in records}:
         if lacking := {q.id for q in questions} - {id_ for of, id_ in seen if of == seed}:
             raise UserError(f"{path}: {len(lacking):,} of {len(questions):,} questions have no prediction, "

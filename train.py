@@ -113,12 +113,11 @@ def main(cfg):
     if cfg.plan:
         from launch.plan import print_plan
         return print_plan(replace(cfg, parallel="fsdp"))
-    world = join_world(cfg.parallel)
-    try:
-        return train(cfg, world)
-    finally:
-        gc.enable(), gc.unfreeze()
-        world.leave()
+    with join_world(cfg.parallel) as world:
+        try:
+            return train(cfg, world)
+        finally:
+            gc.enable(), gc.unfreeze()
 
 
 def train(cfg, world):
