@@ -43,7 +43,7 @@ def read_squad(path):
     snippets a question; they are one group."""
     items, count = [], {"answers": 0, "moved": 0, "absent": 0}
     try:
-        for article in read_json(path, "questions in SQuAD's shape")["data"]:
+        for article in read_json(path, "a file in SQuAD's shape")["data"]:
             for paragraph in article["paragraphs"]:
                 context = well_formed(paragraph["context"])
                 for qa in paragraph["qas"]:
