@@ -222,9 +222,8 @@ def about(cfg, device):
 WITHOUT_BF16 = """
 The bounds were set on a core with AVX-512 BF16 and VNNI. This one lacks both. transformers in bf16, for which they were
 meant, falls back to loops of scalars here, so that it is beaten by far more than they ask; in fp32 it reads its weights
-as fast as memory gives them. bf16 weights are read by the loop of kernels/matvec.c: by itself it reached 85 to 98 % of
-the bandwidth, the rest of a step is attention, norms and small operators. The products of several rows are limited by
-fp32 arithmetic, not by memory.
+as fast as memory gives them. bf16 weights are read by the loop of kernels/matvec.c; what its share lacks is mostly
+attention, norms and small operators. The products of several rows are limited by fp32 arithmetic, not by memory.
 """
 
 

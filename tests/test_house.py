@@ -16,6 +16,8 @@ import common
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^(?:torchrun [^\n]*?|python )(\S+\.py[^\n#]*)", README, re.M)
+RIVALS = re.findall(r"`(?:torchrun [^`]*?|python )(finetune\S+\.py[^`]*)`",
+                    (ROOT / "results/baselines.md").read_text(encoding="utf-8"))
 FILES = [ROOT / name for name in subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True,
                                                 text=True).stdout.split()]
 SOURCES = [path for path in FILES if path.parent.name != "tests"]
@@ -25,8 +27,8 @@ class Parsed(Exception):
     pass
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_in_the_readme_parses(command, monkeypatch):
+@pytest.mark.parametrize("command", COMMANDS + RIVALS)
+def test_every_command_in_the_readme_and_for_the_rivals_parses(command, monkeypatch):
     """Run the script up to the point where its own parser has accepted the words."""
     parse, subcommands = common.parse_args, tyro.extras.subcommand_cli_from_dict
 
@@ -49,8 +51,8 @@ def test_every_command_in_the_readme_parses(command, monkeypatch):
         runpy.run_path(str(ROOT / script), run_name="__main__")
 
 
-def test_the_readme_shows_commands():
-    assert len(COMMANDS) >= 8 and "make demo" in README and "make test" in README
+def test_there_are_commands():
+    assert len(COMMANDS) >= 8 and len(RIVALS) >= 8 and "make demo" in README and "make test" in README
 
 
 def test_the_readmes_tree_is_the_repositorys():
