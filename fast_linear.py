@@ -13,8 +13,8 @@ packed weights cannot be saved).
     plain     any         same    F.linear. GPUs; on a CPU whatever oneDNN makes of it
     blocks    fp32, bf16  fp32    any CPU: a block of weights at a time is converted, and multiplied in fp32. One row of
                                   fp32 is read as fast as memory gives it; to convert bf16 takes longer than to read it
-    matvec    bf16        fp32    any CPU with a C compiler: kernels/matvec.c, which reads bf16 as fast as memory gives
-                                  it. For a few rows; many (a prompt) are multiplied in blocks
+    matvec    bf16        fp32    any CPU with a C compiler: kernels/matvec.c, which reads bf16 nearly as fast as memory
+                                  gives it. For a few rows; many (a prompt) are multiplied in blocks
     onednn    bf16        bf16    CPUs with bf16 instructions: packed as oneDNN wants it, twice F.linear's speed
     int8      int8        fp32    x86 CPUs: weights and inputs rounded to 8 bits, each row with its own scale
     int8_any  int8        any     the same weights anywhere, widened before the product: saves memory, not time

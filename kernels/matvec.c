@@ -1,8 +1,8 @@
-/* One new token on a CPU: a matrix in bf16 times one vector, as fast as memory gives the matrix.
+/* One new token on a CPU: a matrix in bf16 times one vector, nearly as fast as memory gives the matrix.
 
    Teaches that such a product is a matter of reading. A weight is used once, for two operations, so a core computes
    faster than it is fed; but only if nothing stands between the weight and its sum, and if memory is asked early:
-     - Rows are read one after the other, each to its end. Two rows side by side were a third slower.
+     - Rows are read one after the other, each to its end. Two rows side by side were a quarter slower.
      - Bytes are asked for AHEAD of their use. The processor guesses ahead by itself, but stops at every page of 4 KB.
      - Nothing is unpacked. bf16 is the upper half of an fp32: of two in a word, the one is the word shifted up, the
        other the word with its lower half cleared.
