@@ -54,7 +54,7 @@ def pack_blocks(W_OI, bias_O):
 
 
 def blocks(x_BI, W_OI, bias_O):
-    """TRAP: torch.mv on bf16 weights is a sixth faster for one row, but rounds inputs and outputs to bf16: a sample
+    """TRAP: torch.mv on bf16 weights is faster for one row, but rounds inputs and outputs to bf16: a sample
     would then depend on whether others are drawn beside it."""
     whole = len(x_BI) == 1 and W_OI.dtype == torch.float32
     rows = len(W_OI) if whole else max(1, BLOCK // W_OI.shape[1])

@@ -218,7 +218,7 @@ def prepare(cfg):
     check_stops(tok, cfg.stop)
     layout = choose_layout(dtype, device)
     graph = cfg.cuda_graph and device.type == "cuda" and model.has_kernels
-    why = f" ({library()[1]}, which halves the speed)" if (dtype, layout) == ("bfloat16", "blocks") else ""
+    why = f" (slow: {library()[1]})" if (dtype, layout) == ("bfloat16", "blocks") else ""
     print(f"{WARNING}\n{dtype} weights on {device}, layout {layout}{why}{', one CUDA graph a token' if graph else ''}",
           file=sys.stderr)
     return model, tok, lay_out(model, layout)

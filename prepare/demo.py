@@ -2,7 +2,8 @@
 
 Teaches what a language model has to take from text to answer a question, on something that trains in minutes: every
 fact of demo_facts.py is stated about fifty times in different words, and asked for in a way that gives nothing away.
-Not here: the facts themselves (demo_facts.py), real abstracts (prepare/pubmed.py), real questions (prepare/qa.py).
+Not here: the facts themselves (demo_facts.py), their wordings (demo_words.py), real abstracts (prepare/pubmed.py), real
+questions (prepare/qa.py).
 
     python prepare/demo.py             # data/demo: tokenizer, shards, documents.jsonl, questions/{train,dev,test}.jsonl
     python prepare/demo.py --seed 1    # other sentences, other wrong answers, another split; the same facts
@@ -32,7 +33,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # python looks 
 
 from common import UserError, parse_args, read_json, speaking_to_the_user, write_json, write_json_lines, written_whole
 from metrics import guessing_accuracy
-from prepare.demo_facts import ALSO_TRUE, FACTS, QUESTIONS, RELATIONS, SCENES, SENTENCES
+from prepare.demo_facts import ALSO_TRUE, FACTS, RELATIONS
+from prepare.demo_words import QUESTIONS, SCENES, SENTENCES
 from prepare.vocabulary import PAPER_TERMS
 from questions import Question, write_questions
 from shards import write_shard

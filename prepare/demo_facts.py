@@ -1,8 +1,8 @@
 """The facts behind the demo: real drugs, microbes, genes, enzymes and nutrients, a handful of textbook facts each.
 
-Tables and no program: FACTS, ALSO_TRUE, and the wordings that state a fact (SENTENCES) or ask for it (QUESTIONS);
-prepare/demo.py turns them into text and questions. One row is one entity: its name, then
-one value per relation, in the order of RELATIONS; "-" leaves a fact out. The same fact always has the same wording.
+Tables and no program: FACTS and ALSO_TRUE. How a fact is worded stands in prepare/demo_words.py; prepare/demo.py turns
+both into text and questions. One row is one entity: its name, then one value per relation, in the order of RELATIONS;
+"-" leaves a fact out. The same value always has the same words.
 The table is teaching material: true as far as a textbook's one-line answer goes, nothing to treat a patient by.
 
 Rules for a new row: a name shares no five letters in a row with one of its values (Legionella pneumophila has no
@@ -691,98 +691,3 @@ poor wound healing | ascorbic acid
 cracked lips | niacin, iron, folate, cobalamin, zinc
 night blindness | zinc
 """
-
-# How a fact is stated. {e} is the entity, {v} the value, {a} the value with its article; capitals come later. Every
-# relation is said with the entity first and with the value first, so that it is the fact that repeats, not a phrase.
-SENTENCES = {
-    "class": ("{e} is {a}.", "{e} belongs to the class {v}.", "the drug class of {e} is {v}.",
-              "{a} like {e} was chosen.", "half of the patients were given {e}, {a}.",
-              "as {a}, {e} was compared with placebo.", "the {v} {e} was well absorbed."),
-    "target": ("{e} acts on {v}.", "{e} binds to {v}.", "the molecular target of {e} is {v}.",
-               "{v} is the target of {e}.", "the effect of {e} is explained by its action on {v}.",
-               "{v} was bound by {e} in every assay."),
-    "indication": ("{e} is used to treat {v}.", "{e} is prescribed for {v}.", "patients with {v} received {e}.",
-                   "the main indication of {e} is {v}.", "{v} was treated with {e}.", "{v} improved under {e}.",
-                   "we gave {e} to patients with {v}."),
-    "adverse effect": ("{e} may cause {v}.", "{e} was stopped because of {v}.",
-                       "a typical adverse effect of {e} is {v}.", "{v} was seen in patients who took {e}.",
-                       "treatment with {e} can lead to {v}.", "{v} is a known adverse effect of {e}."),
-    "type": ("{e} is {a}.", "under the microscope, {e} is {a}.", "{e} was identified as {a}.", "{a} was found: {e}.",
-             "by type, {e} is {a}.", "the culture grew {e}, {a}."),
-    "source": ("{e} is caught from {v}.", "people catch {e} from {v}.", "the usual source of {e} is {v}.",
-               "{v} brought {e} to the village.", "infection with {e} begins with {v}.", "{v} can transmit {e}."),
-    "illness": ("{e} causes {v}.", "infection with {e} leads to {v}.", "patients with {e} presented with {v}.",
-                "{v} was caused by {e}.", "the typical illness due to {e} is {v}.", "{v} is a sign of {e}."),
-    "treatment": ("{e} is treated with {v}.", "{v} is given against {e}.", "the first choice against {e} is {v}.",
-                  "{e} was cleared by {v}.", "infection with {e} responds to {v}.", "{v} was effective against {e}."),
-    "product": ("{e} encodes {a}.", "the product of {e} is {a}.", "{a} is encoded by {e}.", "{e} is the gene of {a}.",
-                "the protein made from {e} is {a}.", "{a} is lost when {e} is deleted."),
-    "disease": ("mutations in {e} cause {v}.", "{e} is mutated in {v}.", "{v} is caused by mutations in {e}.",
-                "families with {v} carried variants of {e}.", "a defect of {e} leads to {v}.",
-                "the disease linked to {e} is {v}."),
-    "location": ("{e} lies on {v}.", "{e} is located on {v}.", "{v} carries {e}.", "the position of {e} is on {v}.",
-                 "{e} was mapped to {v}.", "we sequenced {e} on {v}."),
-    "organ": ("a defect of {e} harms {v}.", "variants of {e} mainly affect {v}.", "{v} suffers when {e} is mutated.",
-              "the organ most affected by {e} is {v}.", "{e} is needed by {v}.",
-              "{v} is the site of damage by faulty {e}."),
-    "pathway": ("{e} belongs to {v}.", "{e} works in {v}.", "{v} needs {e}.", "the pathway of {e} is {v}.",
-                "{e} catalyses a step of {v}.", "{v} stops when {e} is blocked."),
-    "cofactor": ("{e} needs {v}.", "{e} uses {v} as its cofactor.", "the cofactor of {e} is {v}.",
-                 "{v} is bound by {e}.", "without {v}, {e} is inactive.", "{v} restored the activity of {e}."),
-    "lack": ("lack of {e} causes {v}.", "{v} is caused by lack of {e}.", "deficiency of {e} leads to {v}.",
-             "children without {e} develop {v}.", "{v} pointed to a defect of {e}.",
-             "the result of missing {e} is {v}."),
-    "role": ("{e} is needed for {v}.", "{v} depends on {e}.", "{e} supports {v}.", "the main role of {e} is {v}.",
-             "{v} requires {e}.", "{e} takes part in {v}."),
-    "deficiency": ("lack of {e} causes {v}.", "{v} is caused by lack of {e}.", "deficiency of {e} leads to {v}.",
-                   "{v} was cured by {e}.", "a diet without {e} results in {v}.", "{v} is a sign of too little {e}."),
-    "food": ("{e} is found in {v}.", "{v} contains much {e}.", "a good source of {e} is {v}.",
-             "we obtained {e} from {v}.", "{v} was eaten to supply {e}.", "the diet provided {e} through {v}."),
-}
-
-# How a fact is asked for: "What ...?" in a paper's title, "Which of these ...?" in an examination.
-QUESTIONS = {
-    "class": ("{which} is the drug class of {e}?", "{which} does {e} belong to?"),
-    "target": ("{which} is the molecular target of {e}?", "{which} does {e} act on?", "{which} does {e} bind to?"),
-    "indication": ("{which} is the main indication of {e}?", "{which} is {e} used to treat?",
-                   "{which} is {e} prescribed for?"),
-    "adverse effect": ("{which} is a typical adverse effect of {e}?", "{which} may {e} cause?",
-                       "{which} can treatment with {e} lead to?"),
-    "type": ("{which} is {e}, by type?", "{which} was {e} identified as?"),
-    "source": ("{which} is the usual source of {e}?", "{which} is {e} caught from?",
-               "{which} does infection with {e} begin with?"),
-    "illness": ("{which} is the typical illness due to {e}?", "{which} does {e} cause?",
-                "{which} does infection with {e} lead to?"),
-    "treatment": ("{which} is the first choice against {e}?", "{which} is {e} treated with?",
-                  "{which} does infection with {e} respond to?"),
-    "product": ("{which} is the product of {e}?", "{which} does {e} encode?",
-                "{which} is the protein made from {e}?"),
-    "disease": ("{which} is the disease linked to {e}?", "{which} do mutations in {e} cause?",
-                "{which} does a defect of {e} lead to?"),
-    "location": ("{which} is the position of {e}?", "{which} does {e} lie on?", "{which} is {e} located on?"),
-    "organ": ("{which} is the organ most affected by {e}?", "{which} do variants of {e} mainly affect?",
-              "{which} does a defect of {e} harm?"),
-    "pathway": ("{which} is the pathway of {e}?", "{which} does {e} belong to?", "{which} does {e} work in?"),
-    "cofactor": ("{which} is the cofactor of {e}?", "{which} does {e} need?",
-                 "{which} does {e} use as its cofactor?"),
-    "lack": ("{which} is the result of missing {e}?", "{which} does lack of {e} cause?",
-             "{which} does deficiency of {e} lead to?"),
-    "role": ("{which} is the main role of {e}?", "{which} is {e} needed for?", "{which} does {e} take part in?"),
-    "deficiency": ("{which} does lack of {e} cause?", "{which} does deficiency of {e} lead to?",
-                   "{which} does a diet without {e} result in?"),
-    "food": ("{which} is a good source of {e}?", "{which} is {e} found in?"),
-}
-
-# Scenes: what papers are full of and no question asks. They carry the words whose tokens the paper shows.
-SCENES = (
-    "plasma samples were measured by chromatography.", "chromatography confirmed the purity of every sample.",
-    "cytotoxicity was tested in cell culture.", "there was no cytotoxicity in the control cells.",
-    "Immunohistochemistry was performed on all biopsies.", "Immunohistochemistry showed normal tissue in the controls.",
-    "photosynthesis in the plant controls was unchanged.", "light for photosynthesis was kept constant.",
-    "no probiotic was allowed during the study.", "one group took a probiotic every day.",
-    "an ECG was recorded at rest.", "the ECG was normal at the start.",
-    "GATA expression served as a control.", "the GATA signal was stable.",
-    "samples of myocardium were frozen.", "the myocardium looked normal.",
-    "gold nanoparticles served as labels.", "nanoparticles were counted in every field.",
-    "thrombin time was measured twice.", "the level of thrombin was normal.",
-)

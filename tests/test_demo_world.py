@@ -9,7 +9,7 @@ import pytest
 
 from common import UserError, read_json
 from metrics import guessing_accuracy
-from prepare import demo, demo_facts
+from prepare import demo, demo_facts, demo_words
 from questions import read_questions
 from shards import open_shard
 from tokenizer import Tokenizer
@@ -76,7 +76,7 @@ def test_every_fact_is_stated_at_least_forty_times_and_in_many_wordings(entities
         text = " ".join(text for name, text in documents if name == e.name).lower()
         for relation, value in e.values.items():
             said = [s.format(e=e.name, v=value, a=demo.with_article(value)).lower()
-                    for s in demo_facts.SENTENCES[relation]]
+                    for s in demo_words.SENTENCES[relation]]
             times = [text.count(s) for s in said]
             assert sum(times) >= 40 and sum(n > 0 for n in times) >= 5, (e.name, relation, times)
 
@@ -114,9 +114,9 @@ def test_no_name_shares_five_letters_with_one_of_its_answers(entities):
 
 def test_every_wording_names_the_entity_and_the_value():
     for relation in {relation for relations in demo_facts.RELATIONS.values() for relation in relations}:
-        assert len(set(demo_facts.SENTENCES[relation])) >= 6 and len(set(demo_facts.QUESTIONS[relation])) >= 2
-        assert all("{e}" in s and ("{v}" in s or "{a}" in s) for s in demo_facts.SENTENCES[relation])
-        assert all("{e}" in s and "{which}" in s and s.endswith("?") for s in demo_facts.QUESTIONS[relation])
+        assert len(set(demo_words.SENTENCES[relation])) >= 6 and len(set(demo_words.QUESTIONS[relation])) >= 2
+        assert all("{e}" in s and ("{v}" in s or "{a}" in s) for s in demo_words.SENTENCES[relation])
+        assert all("{e}" in s and "{which}" in s and s.endswith("?") for s in demo_words.QUESTIONS[relation])
 
 
 def test_no_question_stands_in_the_text(folder, questions):
