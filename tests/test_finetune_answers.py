@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import run_script, tiny_model
+from conftest import tiny_model
+from launched import launched
 from transformers import GPT2LMHeadModel
 
 import finetune_answers
@@ -197,8 +198,8 @@ def test_two_processes_end_where_one_does(cfg, tmp_path):
     words = [word for name in ("model", "data", "epochs", "batch_size", "learning_rate", "warmup_ratio", "max_source",
                                "max_target", "max_new_tokens", "dtype")
              for word in (f"--{name.replace('_', '-')}", str(getattr(cfg, name)))]
-    done = run_script("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "finetune_answers.py",
-                      "medquad", *words, "--micro-batch-size", "2", "--parallel", "fsdp", "--out", tmp_path / "two")
+    done = launched("finetune_answers.py", "medquad", *words, "--micro-batch-size", "2", "--parallel", "fsdp",
+                    "--out", tmp_path / "two", processes=2)
     assert done.returncode == 0, done.stderr
     both = json.loads((tmp_path / "two/report.json").read_text())
     assert both["best"]["dev_log_perplexity"] == pytest.approx(alone["best"]["dev_log_perplexity"], rel=1e-4)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import run_script, tiny_model
+from conftest import tiny_model
+from launched import launched
 
 import finetune_qa
 import finetuning
@@ -319,10 +320,10 @@ def test_two_processes_share_a_batch_and_end_where_one_does(cfg, tmp_path):
     finetune_qa.main(replace(cfg, micro_batch_size=2))
     alone = [json.loads(line) for line in open(tmp_path / "qa" / "log.jsonl")]
     flags = ["--" + name.replace("_", "-") for name in ("model", "train", "dev", "test")]
-    done = run_script("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "finetune_qa.py", "medqa",
-                      *[word for flag in flags for word in (flag, getattr(cfg, flag[2:]))], "--out", tmp_path / "two",
-                      *"--seeds 0 --epochs 2 --batch-size 5 --micro-batch-size 2 --learning-rate 1e-3".split(),
-                      *"--warmup-ratio 0.1 --max-length 64 --dtype float32 --parallel fsdp".split())
+    done = launched("finetune_qa.py", "medqa", *[word for flag in flags for word in (flag, getattr(cfg, flag[2:]))],
+                    *"--seeds 0 --epochs 2 --batch-size 5 --micro-batch-size 2 --learning-rate 1e-3".split(),
+                    *"--warmup-ratio 0.1 --max-length 64 --dtype float32 --parallel fsdp".split(),
+                    "--out", tmp_path / "two", processes=2)
     assert done.returncode == 0, done.stderr[-3000:]
     two = [json.loads(line) for line in open(tmp_path / "two" / "log.jsonl")]
     for name in ("loss", "grad_norm"):
