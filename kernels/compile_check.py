@@ -15,6 +15,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +32,7 @@ from kernels import cross_entropy, flash_attention, flash_decode, gelu, layer_no
 SHARED_OF_PROGRAM = {80: 99 * 1024, 90: 227 * 1024}
 SHARED_OF_PROCESSOR = {80: 164 * 1024, 90: 228 * 1024}
 TENSOR_CORES = {80: "HMMA", 90: "HGMMA"}          # 90 knows HMMA too, at half the speed: it does not count
+OPCODE = r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9]+)"     # of a line of the disassembly
 COPIES = ("LDGSTS", "UTMALDG")                 # copies to shared memory that do not wait: cp.async, and Hopper's engine
 
 
@@ -38,7 +40,7 @@ COPIES = ("LDGSTS", "UTMALDG")                 # copies to shared memory that do
 class Options:
     jobs: int = 1           # processes
     only: str = ""          # a regular expression that a case must match, as "sm_90 attention 128"
-    everything: bool = True # every form of every tile; --no-everything is the half that the tests compile
+    everything: bool = True # every form of every tile, all disassembled; --no-everything is the part that the tests do
 
 
 class NoGPU:
@@ -73,17 +75,19 @@ def compiled_kernels(arch, call):
     return found
 
 
-def facts_of(compiled, arch):
-    """What the assembler and the disassembler say about one compiled kernel."""
+def facts_of(compiled, arch, instructions=True):
+    """What the assembler, and for the `instructions` the disassembler, say about one compiled kernel."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        usage, code = (subprocess.run([knobs.nvidia.cuobjdump.path, what, file.name], capture_output=True, text=True,
-                                      check=True).stdout for what in ("--dump-resource-usage", "-sass"))
-    opcodes = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9]+)", code, re.MULTILINE)
-    facts = {name.lower(): int(value) for name, value in re.findall(r"\b(REG|STACK):(\d+)", usage)}
-    facts |= {name: opcodes.count(name) for name in (*TENSOR_CORES.values(), *COPIES)}
-    facts |= dict(instructions=len(opcodes), shared=compiled.metadata.shared, warps=compiled.metadata.num_warps)
+        wanted = ["--dump-resource-usage", *["-sass"] * instructions]       # disassembling takes half a second
+        said = subprocess.run([knobs.nvidia.cuobjdump.path, *wanted, file.name], capture_output=True, text=True,
+                              check=True).stdout
+    facts = {name.lower(): int(value) for name, value in re.findall(r"\b(REG|STACK):(\d+)", said)}
+    if instructions:
+        opcodes = re.findall(OPCODE, said, re.MULTILINE)
+        facts |= {name: opcodes.count(name) for name in (*TENSOR_CORES.values(), *COPIES)} | {"all": len(opcodes)}
+    facts |= dict(shared=compiled.metadata.shared, warps=compiled.metadata.num_warps)
     registers_of_warp = -(-facts["reg"] * 32 // 256) * 256          # they are handed out in pieces of 256
     facts["programs"] = min(65536 // registers_of_warp // facts["warps"], 64 // facts["warps"],
                             SHARED_OF_PROCESSOR[arch] // (facts["shared"] + 1024))
@@ -135,9 +139,10 @@ def others(dtype=torch.bfloat16):
 
 
 def cases(arch, everything=True):
-    """Every tile in every form it is launched in; without `everything`, in its largest form, and training's path.
+    """Every tile in every form it is launched in; without `everything`, in its largest form (in fp32 for width 128).
 
-    Odd T with documents is the largest code on the pointer path. On Hopper, even T takes descriptors: another code.
+    Odd T with documents is the largest code on the pointer path. On Hopper, even T takes descriptors: another code, of
+    which width 64 has the form with dropout only. Without documents a kernel is the same with one run of tiles less.
     """
     table = {}
     for width in (128, 64):
@@ -148,11 +153,12 @@ def cases(arch, everything=True):
             table[name] = attention(width, 1000, True, 0.1), True, True, known
         if arch == 90 or everything:
             table[f"attention {width}, dropout"] = attention(width, 1024, dropout_p=0.1), True, True, known
+        if (arch, width) == (90, 128) or everything:
             table[f"attention {width}, documents"] = attention(width, 1024, docs=True), True, True, {}
         if width == 128 or everything:
-            table[f"attention {width}"] = attention(width, 1024), True, True, {}
             table[f"attention {width}, odd T, fp32"] = attention(width, 1000, dtype=torch.float32), False, True, {}
         if everything:
+            table[f"attention {width}"] = attention(width, 1024), True, True, {}
             all_in_fp32 = attention(width, 1000, True, 0.1, torch.float32)
             table[f"attention {width}, odd T, documents, dropout, fp32"] = all_in_fp32, False, True, {}
             table[f"attention {width}, fp16"] = attention(width, 1024, dtype=torch.float16), True, True, {}
@@ -161,12 +167,12 @@ def cases(arch, everything=True):
 
 def check(case):
     """[(line of the table, reasons)] for the kernels of one case."""
-    arch, name = case
-    call, products, copies, known = cases(arch)[name]
+    arch, name, everything = case
+    call, products, copies, known = cases(arch, everything)[name]
     rows = []
     for kernel, compiled in compiled_kernels(arch, call):
-        facts = facts_of(compiled, arch)
-        counts = " ".join(f"{facts[what]:6d}" for what in (TENSOR_CORES[arch], *COPIES, "instructions"))
+        facts = facts_of(compiled, arch, everything or products or copies)
+        counts = " ".join(f"{facts.get(what, '-'):>6}" for what in (TENSOR_CORES[arch], *COPIES, "all"))
         row = (f"sm_{arch} {name:46s} {kernel:20s} {facts['warps']:2d} {facts['reg']:5d} {facts['stack']:5d} "
                f"{facts['shared']:7d} {facts['programs']:4d} {counts}")
         rows.append((row, shortfalls(facts, arch, products, copies, known.get(kernel, 0))))
@@ -175,12 +181,12 @@ def check(case):
 
 def main(options):
     """Print the table; return the number of kernels that fall short."""
-    todo = [(arch, name) for arch in (90, 80) for name in cases(arch, options.everything)
+    todo = [(arch, name, options.everything) for arch in (90, 80) for name in cases(arch, options.everything)
             if re.match(options.only, f"sm_{arch} {name}")]
     print(f"{'':5s} {'case':46s} {'kernel':20s} warps reg spill  shared prog  tensor cp.async TMA  all")
     bad = 0
-    with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
-        for rows in pool.imap(check, todo):
+    with multiprocessing.get_context("spawn").Pool(options.jobs) if options.jobs > 1 else nullcontext() as pool:
+        for rows in pool.imap(check, todo) if pool else map(check, todo):         # another process imports torch again
             for row, reasons in rows:
                 print(row, *reasons, sep="  <-- " if reasons else "")
                 bad += bool(reasons)

@@ -1,5 +1,9 @@
 """Every kernel and tile becomes machine code for A100 and H100, without a GPU: nothing spills out of the registers
 beyond what results/kernels.md admits, all fits into shared memory, and the instructions that make a GPU fast are there.
+
+Compiled is each tile in its largest form, which spills first: 55 kernels in two minutes of a core. The other forms,
+as many again (without documents, fp16, fp32 of width 64 ...), are left to `python -m kernels.compile_check`, which is
+to be run after every change to a kernel, a tile or Triton.
 """
 import os
 import re
@@ -9,14 +13,15 @@ import sys
 import pytest
 from conftest import ROOT
 
-PARTS = [f"sm_{arch} {part}" for arch in (90, 80) for part in ("attention 128", "attention 64", "(?!attention)")]
 
-
-@pytest.mark.parametrize("part", PARTS)
-def test_compiles_without_spills_to_tensor_cores_and_asynchronous_copies(part, tmp_path):
+@pytest.mark.parametrize("arch", ["sm_90", "sm_80"])
+def test_compiles_without_spills_to_tensor_cores_and_asynchronous_copies(arch, tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(tmp_path)        # compiled now, not remembered
-    finished = subprocess.run([sys.executable, "-m", "kernels.compile_check", "--no-everything", "--only", part],
+    finished = subprocess.run([sys.executable, "-m", "kernels.compile_check", "--no-everything", "--only", arch],
                               cwd=ROOT, capture_output=True, text=True, env=environment)
     assert finished.returncode == 0, finished.stdout + finished.stderr
-    assert len(re.findall(r"^sm_\d\d ", finished.stdout, re.M)) >= 6        # kernels
+    kernels = re.findall(rf"^{arch} (attention \d+|\w+).*?(\w+_kernel)", finished.stdout, re.M)
+    assert len(kernels) >= 26 and {name for name, _ in kernels} == {
+        "attention 128", "attention 64", "layer_norm", "norm_linear", "bias_gelu", "gelu_linear", "cross_entropy",
+        "flash_decode"}
