@@ -5,6 +5,7 @@ Not here: what is computed; many processes (parallel.py).
 import signal
 import time
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 
@@ -29,6 +30,7 @@ def autocast(device, dtype):
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
 
 
+@cache                                               # measuring takes a second, and a machine stays what it is
 def peak_flops(device, dtype):
     """(FLOP/s that count as 100 %, where the number is from): the data sheet's dense bf16 rate, or what a large product
     of matrices reaches here on a machine that has no such sheet."""

@@ -23,6 +23,11 @@ SENTENCES = ["Aspirin inhibits cyclooxygenase.", "Vitamin C deficiency causes sc
              "Penicillin was given to patients with syphilis.", "The myocardium was examined by ECG."]
 
 
+def pytest_collection_modifyitems(items):
+    """What takes longest begins first, so that in the end no worker waits for the other."""
+    items.sort(key=lambda item: item.path.name not in ("test_kernels_compile.py", "test_parallel.py"))
+
+
 def tiny_config(**changes):
     values = dict(vocab_size=301, n_positions=32, n_embd=48, n_layer=3, n_head=3, embd_pdrop=0.0, attn_pdrop=0.0,
                   resid_pdrop=0.0, bos_token_id=300, eos_token_id=300)

@@ -349,8 +349,8 @@ def test_hopper_gets_an_assembler_that_does_not_miscompile():
 @pytest.mark.parametrize("documents", [False, True])
 @pytest.mark.parametrize("recompute", [False, True])
 def test_a_model_out_of_kernels_has_the_loss_and_the_gradients_of_torchs(documents, recompute):
-    model, ids_BT = tiny_model(n_embd=64, n_head=1, n_layer=2).train(), torch.randint(0, 301, (2, 32))
-    ids_BT[0, 11] = 300
+    model, ids_BT = tiny_model(n_embd=64, n_head=1, n_layer=2).train(), torch.randint(0, 301, (2, 12))
+    ids_BT[0, 4] = 300
     targets_BT, starts_BT = ids_BT.roll(-1, 1), document_starts(ids_BT, 300) if documents else None
     targets_BT[:, -1] = -1
     for block in model.h:
@@ -365,7 +365,7 @@ def test_a_model_out_of_kernels_has_the_loss_and_the_gradients_of_torchs(documen
 
 
 def test_under_autocast_the_kernels_compute_in_bf16():
-    model, ids_BT = tiny_model(n_embd=64, n_head=1, n_layer=2).train(), torch.randint(0, 301, (2, 32))
+    model, ids_BT = tiny_model(n_embd=64, n_head=1, n_layer=2).train(), torch.randint(0, 301, (2, 12))
     losses = []
     for which in ("torch", "triton"):
         model.use_kernels(which, torch.device("cpu"))
