@@ -34,13 +34,15 @@ SHARED_OF_PROCESSOR = {80: 164 * 1024, 90: 228 * 1024}
 TENSOR_CORES = {80: "HMMA", 90: "HGMMA"}          # 90 knows HMMA too, at half the speed: it does not count
 OPCODE = r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9]+)"     # of a line of the disassembly
 COPIES = ("LDGSTS", "UTMALDG")                 # copies to shared memory that do not wait: cp.async, and Hopper's engine
+IN_PTX = {"HMMA": r"\bmma\.sync", "HGMMA": r"\bwgmma\.mma_async", "LDGSTS": r"\bcp\.async\.c[ag]\.",
+          "UTMALDG": r"\bcp\.async\.bulk\.tensor\.\dd\.shared"}     # the assembler makes one of one, and adds none
 
 
 @dataclass
 class Options:
     jobs: int = 1           # processes
     only: str = ""          # a regular expression that a case must match, as "sm_90 attention 128"
-    everything: bool = True # every form of every tile, all disassembled; --no-everything is the part that the tests do
+    everything: bool = True # every form of every tile, disassembled; --no-everything is what the tests compile
 
 
 class NoGPU:
@@ -75,18 +77,20 @@ def compiled_kernels(arch, call):
     return found
 
 
-def facts_of(compiled, arch, instructions=True):
-    """What the assembler, and for the `instructions` the disassembler, say about one compiled kernel."""
+def facts_of(compiled, arch, disassembled=True):
+    """What the assembler says about one compiled kernel, and the disassembler or, half a second faster, the PTX."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        wanted = ["--dump-resource-usage", *["-sass"] * instructions]       # disassembling takes half a second
+        wanted = ["--dump-resource-usage", *["-sass"] * disassembled]
         said = subprocess.run([knobs.nvidia.cuobjdump.path, *wanted, file.name], capture_output=True, text=True,
                               check=True).stdout
     facts = {name.lower(): int(value) for name, value in re.findall(r"\b(REG|STACK):(\d+)", said)}
-    if instructions:
+    if disassembled:
         opcodes = re.findall(OPCODE, said, re.MULTILINE)
-        facts |= {name: opcodes.count(name) for name in (*TENSOR_CORES.values(), *COPIES)} | {"all": len(opcodes)}
+        facts |= {name: opcodes.count(name) for name in IN_PTX} | {"all": len(opcodes)}
+    else:
+        facts |= {name: len(re.findall(form, compiled.asm["ptx"])) for name, form in IN_PTX.items()} | {"all": "-"}
     facts |= dict(shared=compiled.metadata.shared, warps=compiled.metadata.num_warps)
     registers_of_warp = -(-facts["reg"] * 32 // 256) * 256          # they are handed out in pieces of 256
     facts["programs"] = min(65536 // registers_of_warp // facts["warps"], 64 // facts["warps"],
@@ -171,8 +175,8 @@ def check(case):
     call, products, copies, known = cases(arch, everything)[name]
     rows = []
     for kernel, compiled in compiled_kernels(arch, call):
-        facts = facts_of(compiled, arch, everything or products or copies)
-        counts = " ".join(f"{facts.get(what, '-'):>6}" for what in (TENSOR_CORES[arch], *COPIES, "all"))
+        facts = facts_of(compiled, arch, everything)
+        counts = " ".join(f"{facts[what]:>6}" for what in (TENSOR_CORES[arch], *COPIES, "all"))
         row = (f"sm_{arch} {name:46s} {kernel:20s} {facts['warps']:2d} {facts['reg']:5d} {facts['stack']:5d} "
                f"{facts['shared']:7d} {facts['programs']:4d} {counts}")
         rows.append((row, shortfalls(facts, arch, products, copies, known.get(kernel, 0))))
