@@ -64,7 +64,7 @@ class Launch:
                 if process.exitcode and not failed:
                     failed = process.exitcode
                     for other in running.values():
-                        other.terminate()
+                        other.kill()                 # it may stand in a sum that never ends, deaf to SIGTERM
         texts = {name: (Path(self.output.name) / name).read_text() for name in ("stdout", "stderr")}
         return SimpleNamespace(returncode=failed, **texts)
 

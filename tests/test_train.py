@@ -20,11 +20,29 @@ from model import GPT
 from tokenizer import Tokenizer
 
 
-@pytest.fixture
-def cfg(world, tmp_path):
-    return train.Train(data=str(world), out=str(tmp_path / "out"), model=tiny_config(), steps=10, batch_size=4,
+def ten_steps(world, folder):
+    return train.Train(data=str(world), out=str(folder / "out"), model=tiny_config(), steps=10, batch_size=4,
                        micro_batch_size=4, learning_rate=1e-2, final_learning_rate=1e-3, warmup_steps=3,
                        dtype="float32", compile=False, eval_every=5, eval_windows=16, checkpoint_every=4)
+
+
+@pytest.fixture
+def cfg(world, tmp_path):
+    return ten_steps(world, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def finished(world, tmp_path_factory):
+    """(the losses of `cfg`'s run, its folder)"""
+    cfg = ten_steps(world, tmp_path_factory.mktemp("finished"))
+    return train.main(cfg), cfg.out
+
+
+@pytest.fixture
+def whole(finished, cfg):
+    """The losses of a run of `cfg`, which is over: its folder is a copy."""
+    shutil.copytree(finished[1], cfg.out)
+    return finished[0]
 
 
 SPEED = ("tokens_per_second", "mfu", "memory_gib", "hours_left")
@@ -43,11 +61,11 @@ def assert_same(a, b):
         assert torch.equal(a[name], b[name]), name
 
 
-def test_ten_steps_give_the_golden_losses(cfg):
+def test_ten_steps_give_the_golden_losses(whole):
     """Forward, backward, clipping, schedule, optimizer and order of data in one array. Recompute it only when one of
     them is meant to change."""
     golden = [5.7327, 5.4766, 5.2141, 4.8993, 4.5380, 4.1827, 4.0679, 3.9884, 3.9353, 3.8848]
-    assert train.main(cfg) == pytest.approx(golden, abs=2e-3)
+    assert whole == pytest.approx(golden, abs=2e-3)
 
 
 def test_a_fresh_model_knows_nothing_and_a_trained_one_something(cfg):
@@ -70,8 +88,7 @@ def test_a_step_leaves_nothing_behind(cfg, monkeypatch, parallel):
     assert len(counts) == 120 and counts[-2] - counts[19] < 20, counts
 
 
-def test_accumulated_parts_equal_the_whole_batch(cfg, tmp_path):
-    whole = train.main(cfg)
+def test_accumulated_parts_equal_the_whole_batch(cfg, whole, tmp_path):
     parts = train.main(replace(cfg, micro_batch_size=1, out=str(tmp_path / "parts")))
     assert parts == pytest.approx(whole, abs=1e-5)
 
@@ -113,16 +130,14 @@ def test_a_killed_run_resumes_to_the_same_weights(cfg, world, tmp_path):
     assert_same(*(GPT.from_pretrained(tmp_path / name / "model").state_dict() for name in ("whole", "killed")))
 
 
-def test_a_checkpoint_that_was_not_finished_does_not_count(cfg):
-    train.main(cfg)
+def test_a_checkpoint_that_was_not_finished_does_not_count(cfg, whole):
     newest = checkpoints(cfg.out)[-1]
     (newest / ".metadata").unlink()
     assert newest not in checkpoints(cfg.out)
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone", "metadata"])
-def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(cfg, capsys, damage):
-    whole = train.main(cfg)
+def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(cfg, whole, capsys, damage):
     newest = checkpoints(cfg.out)[-1]
     victim = newest / ".metadata" if damage == "metadata" else next(newest.glob("*.distcp"))
     if damage == "gone":
@@ -155,14 +170,14 @@ def test_a_step_without_a_finite_gradient_is_skipped_and_too_many_stop_the_run(c
         train.main(replace(cfg, max_skipped=2, restart=True))
 
 
-def test_recomputed_activations_give_the_same_losses(cfg, tmp_path):
+def test_recomputed_activations_give_the_same_losses(cfg, whole, tmp_path):
     recomputed = train.main(replace(cfg, recompute_every=2, out=str(tmp_path / "recomputed")))
-    assert recomputed == pytest.approx(train.main(cfg), abs=1e-6)
+    assert recomputed == pytest.approx(whole, abs=1e-6)
 
 
-def test_documents_kept_apart_are_another_run(cfg, tmp_path):
+def test_documents_kept_apart_are_another_run(cfg, whole, tmp_path):
     apart = train.main(replace(cfg, separate_documents=True, out=str(tmp_path / "apart")))
-    assert max(abs(a - b) for a, b in zip(apart, train.main(cfg), strict=True)) > 1e-3
+    assert max(abs(a - b) for a, b in zip(apart, whole, strict=True)) > 1e-3
 
 
 def test_a_profile_on_request(cfg, tmp_path):
@@ -175,8 +190,7 @@ def test_only_the_newest_checkpoints_are_kept(cfg):
     assert [path.name for path in checkpoints(cfg.out)] == ["00000008", "00000010"]
 
 
-def test_other_settings_do_not_resume_silently(cfg):
-    train.main(cfg)
+def test_other_settings_do_not_resume_silently(cfg, whole):
     with pytest.raises(UserError, match="batch_size = 4, now it is 8"):
         train.main(replace(cfg, batch_size=8, steps=20))
     with pytest.raises(UserError, match="already more"):
@@ -216,8 +230,7 @@ def test_the_papers_preset_is_the_papers_recipe():
     assert (cfg.beta1, cfg.beta2) == (0.9, 0.95) and cfg.weight_decay == pytest.approx(1.6e-5 / 1.6e-4)
 
 
-def test_evaluation_is_the_mean_loss_in_bits_a_byte(cfg, world):
-    train.main(cfg)
+def test_evaluation_is_the_mean_loss_in_bits_a_byte(cfg, whole, world):
     last, meta = log_of(cfg)[-1], json.loads((world / "meta.json").read_text())["val"]
     assert last["bits_per_byte"] == pytest.approx(last["val_loss"] / math.log(2) * meta["tokens"] / meta["bytes"])
     assert "val_loss" in log_of(cfg)[4] and "val_loss" not in log_of(cfg)[5]
@@ -225,8 +238,7 @@ def test_evaluation_is_the_mean_loss_in_bits_a_byte(cfg, world):
     assert last["val_loss"] == pytest.approx(model.loss(*val.cut(val.spread(16))).item(), abs=1e-5)
 
 
-def test_the_result_is_a_hugging_face_folder(cfg):
-    train.main(cfg)
+def test_the_result_is_a_hugging_face_folder(cfg, whole):
     hf = transformers.GPT2LMHeadModel.from_pretrained(f"{cfg.out}/model", attn_implementation="eager").eval()
     theirs = transformers.AutoTokenizer.from_pretrained(f"{cfg.out}/model")
     ids = Tokenizer.load(f"{cfg.out}/model").encode("Aspirin inhibits").tolist()
