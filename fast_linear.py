@@ -9,19 +9,19 @@ packed weights cannot be saved).
     layout = choose_layout("bfloat16", device)
     lay_out(model, layout)                          # replaces every nn.Linear, and adds model.lm_head
 
-    layout    weights     inputs  where, and its price
-    plain     any         same    F.linear. GPUs; on a CPU whatever oneDNN makes of it
-    blocks    fp32, bf16  fp32    any CPU: a block of weights at a time is converted, and multiplied in fp32. One row of
-                                  fp32 is read as fast as memory gives it; to convert bf16 takes longer than to read it
-    matvec    bf16        fp32    any CPU with a C compiler: kernels/matvec.c, which reads bf16 nearly as fast as memory
-                                  gives it. For a few rows; many (a prompt) are multiplied in blocks
-    onednn    bf16        bf16    CPUs with bf16 instructions: packed as oneDNN wants it, twice F.linear's speed
-    int8      int8        fp32    x86 CPUs: weights and inputs rounded to 8 bits, each row with its own scale
-    int8_any  int8        any     the same weights anywhere, widened before the product: saves memory, not time
+    layout       weights     inputs  where, and its price
+    plain        any         same    F.linear. GPUs; on a CPU whatever oneDNN makes of it
+    matvec       fp32, bf16  fp32    any CPU with a C compiler: kernels/matvec.c, as fast as memory gives them
+    matvec_int8  int8        fp32    the same: weights rounded to 8 bits, each output with its own scale; inputs to 16
+    onednn       bf16        bf16    CPUs with bf16 instructions: packed as oneDNN wants it, twice F.linear's speed
+    int8         int8        fp32    x86 CPUs with 8-bit instructions (VNNI), or no compiler: inputs of 8 bits, too
+    blocks       fp32, bf16  fp32    any CPU, without a compiler: a block of weights at a time is converted, and
+                                     multiplied in fp32. To convert bf16 takes longer than to read it
+    int8_any     int8        any     8-bit weights anywhere, widened before the product: saves memory, not time
 
 TRAP: without bf16 instructions (AVX-512 BF16, AMX) a bf16 product of more than a row falls back to a loop of scalars in
-torch, 40 to 100 times slower than fp32. `blocks` never calls it. Errors of one product, Gaussian weights: bf16 0.3 %,
-int8 1.2 to 2 % (fp32 inputs). What they cost a real model's answers has not been measured here.
+torch, 40 to 100 times slower than fp32. `blocks` never calls it. Errors of one product, Gaussian weights: bf16 0.2 %,
+matvec_int8 and int8_any 0.9 %, int8 1.2 (VNNI) to 1.8 %. What they cost a real model's answers has not been measured.
 """
 import functools
 import warnings
@@ -32,10 +32,10 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from kernels.matvec import library, matvec
+from kernels.native import in_lines, library, matvec
 from model import linears
 
-MANY = 32                   # rows from which converting a block costs less than it saves
+MANY = 32                   # rows of which arithmetic takes much longer than reading the weights
 BLOCK = 2**19               # weights converted at a time: 2 MB in fp32, which stay in the cache for the product
 
 # ---- How each layout packs W_OI (and the bias) and multiplies x_BI with it. O and I: outputs, inputs ----
@@ -66,8 +66,20 @@ def blocks(x_BI, W_OI, bias_O):
     return y_BO if bias_O is None else y_BO.add_(bias_O)
 
 
-def few_rows(x_BI, W_OI, bias_O):
-    return matvec(x_BI, W_OI, bias_O) if len(x_BI) < MANY else blocks(x_BI, W_OI, bias_O)
+def pack_matvec(W_OI, bias_O):
+    return in_lines(W_OI), None, None if bias_O is None else bias_O.float()
+
+
+def few_or_many(x_BI, W_OC, scale_O, bias_O):
+    """Many rows of fp32 (a prompt) are left to torch, whose product of matrices is what everyone has made fast."""
+    if len(x_BI) < MANY or W_OC.dtype != torch.float32:
+        return matvec(x_BI, W_OC, scale_O, bias_O)
+    return F.linear(x_BI, W_OC[:, :x_BI.shape[1]], bias_O)
+
+
+def pack_matvec_int8(W_OI, bias_O):
+    int8_OI, scale_O = quantize(W_OI)
+    return in_lines(int8_OI), scale_O, None if bias_O is None else bias_O.float()
 
 
 def pack_onednn(W_OI, bias_O):
@@ -129,7 +141,8 @@ class Layout:
 LAYOUTS = {
     "plain": Layout(pack_plain, plain, None),
     "blocks": Layout(pack_blocks, blocks, torch.float32),
-    "matvec": Layout(pack_blocks, few_rows, torch.float32),
+    "matvec": Layout(pack_matvec, few_or_many, torch.float32),
+    "matvec_int8": Layout(pack_matvec_int8, matvec, torch.float32),
     "onednn": Layout(pack_onednn, onednn, torch.bfloat16,
                      ("mkldnn._reorder_linear_weight", "mkldnn._linear_pointwise")),
     "int8": Layout(pack_int8, int8, torch.float32, ("quantized.linear_prepack", "quantized.linear_dynamic")),
@@ -153,14 +166,16 @@ def available(layout):
 def choose_layout(dtype, device):
     """The fastest layout here for weights of "float32", "bfloat16" or "int8"; public operators if private ones are
     gone."""
-    if dtype == "int8":
-        served = device.type == "cpu" and "x86" in torch.backends.quantized.supported_engines and available("int8")
-        return "int8" if served else "int8_any"
     if device.type != "cpu":
-        return "plain"
+        return "int8_any" if dtype == "int8" else "plain"
+    if dtype == "int8" and "x86" in torch.backends.quantized.supported_engines and available("int8") and (
+            has("avx512_vnni", "avx_vnni", "amx_int8") or library()[1]):
+        return "int8"
     if dtype == "bfloat16" and has("avx512_bf16", "amx_bf16"):
         return "onednn" if available("onednn") else "plain"
-    return "matvec" if dtype == "bfloat16" and not library()[1] else "blocks"
+    if library()[1]:
+        return "int8_any" if dtype == "int8" else "blocks"
+    return "matvec_int8" if dtype == "int8" else "matvec"
 
 
 # ---- A model with such layers ----
@@ -171,11 +186,11 @@ class FastLinear(nn.Module):
 
     def __init__(self, weight_OI, bias_O, layout):
         super().__init__()
-        self.layout = LAYOUTS[layout]
-        self.packed = self.layout.pack(weight_OI, bias_O)
+        self.layout = layout
+        self.packed = LAYOUTS[layout].pack(weight_OI, bias_O)
 
     def forward(self, x):
-        y_BO = self.layout.multiply(x.reshape(-1, x.shape[-1]), *self.packed)
+        y_BO = LAYOUTS[self.layout].multiply(x.reshape(-1, x.shape[-1]), *self.packed)
         return y_BO.view(*x.shape[:-1], -1)
 
 
@@ -183,9 +198,9 @@ class FastLinear(nn.Module):
 def lay_out(model, layout):
     """Put the weights of a loaded model.GPT into a layout, one matrix after the other; what they were is freed.
 
-    Sets model.lm_head, mostly the embedding used as the head. `plain`, `blocks` and `matvec` share its memory; the
-    others hold it twice (BioMedLM: 74 MB in int8, 148 MB in bf16), since looking up a row wants it as it was. Returns
-    the bytes of weights that a token has to read.
+    Sets model.lm_head, mostly the embedding used as the head. `plain` and `blocks` share its memory; the others hold it
+    twice (BioMedLM: 74 MB in int8, 148 MB in bf16), since looking up a row wants it as it was. Returns the bytes of
+    weights that a token has to read.
     """
     weights, itemsize = model.wte.weight.numel(), model.wte.weight.itemsize
     for block in model.h:
@@ -197,4 +212,4 @@ def lay_out(model, layout):
     for name, p in model.named_parameters():       # what is left: the embeddings and the LayerNorms
         if name != "wte.weight":                   # bf16 rows of the embedding + fp32 positions make fp32 inputs
             p.data = p.data.to(LAYOUTS[layout].inputs or p.dtype)
-    return weights * (1 if layout.startswith("int8") else itemsize)
+    return weights * (1 if "int8" in layout else itemsize)

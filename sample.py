@@ -2,8 +2,9 @@
 
 Teaches how a distribution over the next token becomes text (temperature, top-k, top-p, repetition penalty), and why the
 keys and values of earlier tokens can be kept instead of computed again: causal attention never changes them.
-Not here: the network (model.py), how its weights lie in memory (fast_linear.py), one launch a token on a GPU
-(cuda_graph.py), whole characters and stop strings (text_stream.py), prompts from files (prompts.py).
+Not here: the network (model.py), how its weights lie in memory (fast_linear.py), a token as one launch on a GPU
+(cuda_graph.py) or one call on a CPU (kernels/cpu_step.py), whole characters and stop strings (text_stream.py), prompts
+from files (prompts.py).
 
     python sample.py --model out/demo/model --prompt "Metoprolol is"
     python sample.py --model stanford-crfm/BioMedLM --prompt "Photosynthesis is" --num-samples 3 --dtype int8
@@ -25,7 +26,8 @@ from baselines import load_model, load_tokenizer
 from common import UserError, parse_args, speaking_to_the_user
 from fast_linear import choose_layout, lay_out
 from huggingface import find_folder
-from kernels.matvec import library
+from kernels.cpu_step import CpuStep, serves
+from kernels.native import in_huge_pages, library
 from prompts import encode_prompt, groups, read_prompts, shorten
 from runtime import matrix_dtype, pick_device, read_bandwidth
 from text_stream import TextStream, check_stops
@@ -66,8 +68,8 @@ class KVCache:
 
     def __init__(self, cfg, batch, positions, like):
         L, H, K = cfg.n_layer, cfg.n_head, cfg.head_width
-        self.k_LBHKS = like.new_empty(L, batch, H, K, positions)
-        self.v_LBHSK = like.new_empty(L, batch, H, positions, K)
+        empty = partial(in_huge_pages, dtype=like.dtype) if like.is_cpu else like.new_empty
+        self.k_LBHKS, self.v_LBHSK = empty(L, batch, H, K, positions), empty(L, batch, H, positions, K)
         self.length = 0                 # the model raises it once all layers have read the new tokens
 
     def attend(self, layer, q_BHTK, k_BHTK, v_BHTK, scale):
@@ -162,6 +164,8 @@ def one_token(model, cache, cuda_graph):
     if cuda_graph:
         from cuda_graph import GraphStep  # here, since it needs Triton
         return GraphStep(model, cache)
+    if serves(model, cache):
+        return CpuStep(model, cache)
     return partial(next_logits, model, cache)
 
 
@@ -218,7 +222,7 @@ def prepare(cfg):
     check_stops(tok, cfg.stop)
     layout = choose_layout(dtype, device)
     graph = cfg.cuda_graph and device.type == "cuda" and model.has_kernels
-    why = f" (slow: {library()[1]})" if (dtype, layout) == ("bfloat16", "blocks") else ""
+    why = f" (slow: {library()[1]})" if device.type == "cpu" and layout in ("blocks", "int8_any") else ""
     print(f"{WARNING}\n{dtype} weights on {device}, layout {layout}{why}{', one CUDA graph a token' if graph else ''}",
           file=sys.stderr)
     return model, tok, lay_out(model, layout)

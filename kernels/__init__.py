@@ -1,8 +1,8 @@
-"""Hand-written Triton kernels, one lesson per file: layer_norm, gelu, cross_entropy, flash_attention (read in that
-order).
+"""Hand-written kernels, one lesson per file. In Triton, for a GPU: layer_norm, gelu, cross_entropy, flash_attention
+(read in that order). In C, for a CPU that generates: matvec.c, attend.c, cpu_step.c; native.py compiles and calls them.
 
-Here is only the question that comes before all of them: can they run on this machine? Nothing in this folder falls back
-to anything else: either the kernels run, or the caller hears why not.
+Here is only the question that comes before all in Triton: can they run on this machine? Nothing in this folder falls
+back to anything else: either the kernels run, or the caller hears why not.
 """
 import torch
 

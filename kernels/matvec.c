@@ -1,94 +1,172 @@
-/* One new token on a CPU: a matrix in bf16 times one vector, nearly as fast as memory gives the matrix.
+/* A matrix times one vector, or a few: a new token on a CPU, nearly as fast as memory gives the matrix.
 
    Teaches that such a product is a matter of reading. A weight is used once, for two operations, so a core computes
-   faster than it is fed; but only if nothing stands between the weight and its sum, and if memory is asked early:
-     - Rows are read one after the other, each to its end. Two rows side by side were slower.
-     - Bytes are asked for AHEAD of their use. The processor guesses ahead by itself, but stops at every page of 4 KB.
-     - Nothing is unpacked. bf16 is the upper half of an fp32: of two in a word, the one is the word shifted up, the
-       other the word with its lower half cleared.
-   Several vectors (samples) use a weight several times. Then arithmetic is the limit: a PANEL of rows meets FEW vectors
-   at a time, CHUNK by CHUNK, from the cache. The sums are the same, in the same order: what is computed for a vector
-   does not depend on those beside it, to the last bit.
+   faster than it is fed; what matters is how memory is asked:
+     - In four places at once. The processor guesses what is wanted next and fetches it, for each of several streams, but
+       not far enough for one stream to keep memory busy. So four rows are read side by side, a quarter of the matrix
+       apart: each stream runs on where its last row ended. Two are not enough; eight get into each other's way.
+     - In pages of 2 MB (native.py): to look up where a page of 4 KB lies costs as much as to read from it.
+     - Nothing is unpacked to memory. bf16 is the upper half of an fp32: of two in a word, the one is the word shifted
+       up, the other the word with its lower half cleared. int8 meets inputs of 16 bits, so that nothing can overflow.
+   With more vectors a weight is used several times, and arithmetic is the limit: FEW at a time meet the four rows,
+   CHUNK by CHUNK, from the cache. A chunk's sums are the same, in the same order: what is computed for a vector does
+   not depend on those beside it, or on the number of threads, to the last bit.
 
-   Not here: how this is compiled and called (matvec.py). For processors with vectors of 32 bytes, little-endian. */
-#include <stdint.h>
-#include <stdlib.h>
+   Not here: how this is compiled and called, and where the weights lie (native.py). Little-endian processors. */
+#include "native.h"
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
 
-enum { AHEAD = 2048 };                           /* bytes; half of it was slower, and so was more */
-enum { FEW = 4, PANEL = 8, CHUNK = 1024 };
+enum { FEW = 3, LINE = 64, AHEAD = 6 * LINE };
+enum { CHUNK = 2560 };                           /* a multiple of LINE; to 4096, int8's sums fit into 32 bits */
+enum { MANY = 16 };                              /* vectors that no longer fit into the cache as a whole */
 
 #define INLINE static inline __attribute__((always_inline))
-#define EACH(b, few) _Pragma("GCC unroll 4") for (int b = 0; b < few; b++)      /* unrolled, sums stay in registers */
 
-typedef float f8 __attribute__((vector_size(32), aligned(4)));
-typedef uint32_t u8 __attribute__((vector_size(32), aligned(4)));
-typedef struct { f8 even, odd; } Sums;           /* of one row of W with one vector */
-
-/* Of each 16 inputs the 8 even ones before the 8 odd ones, as the weights come; what is left over as it is. */
-static void deal(const float *x, float *dealt, long I) {
-    long i = 0;
-    for (; i + 16 <= I; i += 16)
-        for (int j = 0; j < 16; j++) dealt[i + j % 2 * 8 + j / 2] = x[i + j];
-    for (; i < I; i++) dealt[i] = x[i];
+INLINE float sum(f8 eight) {                     /* by halves: one after the other would take as long as 1,000 weights */
+    typedef float f4 __attribute__((vector_size(16), may_alias));
+    f4 four = ((f4 *)&eight)[0] + ((f4 *)&eight)[1];
+    return (four[0] + four[2]) + (four[1] + four[3]);
 }
 
-/* Goes on with the sums of one row of W with `few` vectors, over n columns. */
-INLINE void dot(const uint16_t *w, const float *x, Sums *sums, int few, long n, long I, long ahead) {
-    f8 even[FEW], odd[FEW];
-    EACH(b, few) even[b] = sums[b].even, odd[b] = sums[b].odd;
-    for (long i = 0; i + 16 <= n; i += 16) {
-        if (i % 32 == 0) __builtin_prefetch((const char *)(w + i) + ahead);
-        u8 pairs = *(const u8 *)(w + i);
-        EACH(b, few) {
-            even[b] += (f8)(pairs << 16) * *(const f8 *)(x + b * I + i);
-            odd[b] += (f8)(pairs & 0xffff0000u) * *(const f8 *)(x + b * I + i + 8);
-        }
+/* sums += 16 weights times 16 inputs, by pairs */
+INLINE void meet_int8(const int8_t *w, const int16_t *const x[FEW], long i, i8 *sums, int few) {
+#ifdef __AVX2__
+    __m256i wide = _mm256_cvtepi8_epi16(*(const __m128i *)w);
+    EACH(b, few) sums[b] += (i8)_mm256_madd_epi16(wide, *(const __m256i *)(x[b] + i));
+#else
+    for (int b = 0; b < few; b++)
+        for (int j = 0; j < 16; j++) sums[b][j / 2] += w[j] * x[b][i + j];
+#endif
+}
+
+/* sums += 16 weights times 16 inputs, 8 and 8: of bf16 the even ones first */
+INLINE void meet_float(int kind, const char *w, const float *const x[FEW], long i, f8 *sums, int few) {
+    u8 words = *(const u8 *)w;
+    f8 first = kind == BF16 ? (f8)(words << 16) : (f8)words;
+    f8 second = kind == BF16 ? (f8)(words & 0xffff0000u) : ((const f8 *)w)[1];
+    EACH(b, few) sums[b] += first * *(const f8 *)(x[b] + i);
+    EACH(b, few) sums[b] += second * *(const f8 *)(x[b] + i + 8);
+}
+
+/* total[s][b]: the rows from row[s] on times `few` vectors, from x[b] on, over n columns, a multiple of a line. */
+INLINE void meet(int kind, const char *const row[STREAMS], const void *const x[FEW], float total[STREAMS][FEW],
+                 int few, long n) {
+    f8 floats[STREAMS * FEW] = {0};
+    i8 ints[STREAMS * FEW] = {0};
+    for (long i = 0; i < n; i += LINE / kind) {
+        EACH(s, STREAMS) __builtin_prefetch(row[s] + i * kind + AHEAD);
+#pragma GCC unroll 1                             /* or the compiler runs out of registers */
+        for (long c = i; c < i + LINE / kind; c += 16)
+            EACH(s, STREAMS) {
+                const char *w = row[s] + c * kind;
+                if (kind == INT8) meet_int8((const int8_t *)w, (const int16_t *const *)x, c, ints + s * few, few);
+                else meet_float(kind, w, (const float *const *)x, c, floats + s * few, few);
+            }
     }
-    EACH(b, few) sums[b].even = even[b], sums[b].odd = odd[b];
+    EACH(s, STREAMS) EACH(b, few) {
+        int k = s * few + b;
+        total[s][b] = sum(kind == INT8 ? __builtin_convertvector(ints[k], f8) : floats[k]);
+    }
 }
 
-INLINE float total(const uint16_t *w, const float *x, Sums sums, long I) {
-    f8 eight = sums.even + sums.odd;
+/* A vector as meet wants it, with zeros up to whole lines. For int8 it is rounded to 16 bits, its largest number to
+   32767; returns what a step of them is worth. */
+INLINE float prepare(int kind, const float *x, void *prepared, long inputs, long columns) {
+    float *floats = prepared;
+    int16_t *ints = prepared;
+    if (kind != INT8) {
+        for (long i = 0; i < columns; i++)
+            floats[kind == BF16 ? i / 16 * 16 + i % 2 * 8 + i % 16 / 2 : i] = i < inputs ? x[i] : 0;
+        return 1;
+    }
+    union { float number; uint32_t bits; } value, largest = {1e-30f};
+    for (long i = 0; i < inputs; i++) {          /* as whole numbers they have the same order, and NaN comes last */
+        value.number = x[i], value.bits &= 0x7fffffff;
+        if (value.bits > largest.bits) largest = value;
+    }
+    for (long i = 0; i < inputs; i++)
+        ints[i] = (int16_t)(x[i] * (32767 / largest.number) + (x[i] < 0 ? -0.5f : 0.5f));
+    for (long i = inputs; i < columns; i++) ints[i] = 0;
+    return largest.number / 32767;
+}
+
+typedef struct {
+    const Matrix *m;
+    const char *x;                               /* B vectors of `columns` numbers, prepared */
+    const float *step;                           /* what prepare returned for each */
+    float *y;
+    long columns, apart;                         /* `apart` rows from stream to stream */
+} Work;
+
+/* The rows r, r + apart ... of W times the vectors b, b + 1 ..., from column `start` to before `end`. */
+INLINE void tile(int kind, const Work *t, long r, long b, int few, long start, long end) {
+    long rows[STREAMS], O = t->m->outputs, width = kind == INT8 ? 2 : 4;
+    float sums[STREAMS][FEW] = {{0}}, total[STREAMS][FEW];
+    EACH(s, STREAMS) rows[s] = r + s * t->apart < O ? r + s * t->apart : O - 1;   /* behind the last the last again */
+    for (long c = start; c < end; c += CHUNK) {
+        const char *w[STREAMS];
+        const void *x[FEW];
+        EACH(s, STREAMS) w[s] = t->m->W + (rows[s] * t->columns + c) * kind;
+        EACH(v, few) x[v] = t->x + ((b + v) * t->columns + c) * width;
+        meet(kind, w, x, total, few, end - c < CHUNK ? end - c : CHUNK);
+        EACH(s, STREAMS) EACH(v, few) sums[s][v] += total[s][v];
+    }
+    for (int s = 0; s < STREAMS && r + s * t->apart < O; s++)
+        for (int v = 0; v < few; v++) {
+            float *y = t->y + (b + v) * O + rows[s], scale = t->m->scale ? t->m->scale[rows[s]] : 1;
+            *y = (start ? *y : 0) + sums[s][v];
+            if (end == t->columns) *y = *y * (t->step[b + v] * scale) + (t->m->bias ? t->m->bias[rows[s]] : 0);
+        }
+}
+
+INLINE void product_of(int kind, const Matrix *m, const float *x_BI, float *y_BO, char *room, long B) {
+    long columns = (m->inputs * kind + LINE - 1) / LINE * LINE / kind, bytes = columns * (kind == INT8 ? 2 : 4);
+    float *step_B = (float *)(room + B * bytes);
+    Work work = {m, room, step_B, y_BO, columns, (m->outputs + STREAMS - 1) / STREAMS};
+#pragma omp for
+    for (long b = 0; b < B; b++) step_B[b] = prepare(kind, x_BI + b * m->inputs, room + b * bytes, m->inputs, columns);
+    long block = B < MANY ? columns : CHUNK;
+    for (long start = 0, end; start < columns; start = end) {
+        end = start + block < columns ? start + block : columns;
+#pragma omp for
+        for (long r = 0; r < work.apart; r++)
+            for (long b = 0, few; b < B; b += few) {
+                few = B - b < FEW ? B - b : B - b == 4 ? 2 : FEW;
+                if (few == 3) tile(kind, &work, r, b, 3, start, end);
+                else if (few == 2) tile(kind, &work, r, b, 2, start, end);
+                else tile(kind, &work, r, b, 1, start, end);
+            }
+    }
+}
+
+/* y_BO = scale W x_BI + bias; room: 4 bytes a number of x_BI, with rows up to whole lines, and 4 bytes a row. */
+void product(const Matrix *m, const float *x_BI, float *y_BO, void *room, long B) {
+    if (m->kind == INT8) product_of(INT8, m, x_BI, y_BO, room, B);
+    else if (m->kind == BF16) product_of(BF16, m, x_BI, y_BO, room, B);
+    else product_of(FP32, m, x_BI, y_BO, room, B);
+}
+
+void matvec(const Matrix *m, const float *x_BI, float *y_BO, void *room, long B, long threads) {
+    (void)threads;
+#pragma omp parallel num_threads(threads)
+    product(m, x_BI, y_BO, room, B);
+}
+
+/* The sum of n numbers (a multiple of 128 a thread), in eight streams: what no product can be faster than. */
+float read_all(const float *x, long n, long threads) {
     float all = 0;
-    for (int j = 0; j < 8; j++) all += eight[j];
-    for (long i = I / 16 * 16; i < I; i++) {
-        union { uint32_t bits; float value; } weight = {(uint32_t)w[i] << 16};
-        all += weight.value * x[i];
+#pragma omp parallel for num_threads(threads) reduction(+ : all)
+    for (long t = 0; t < threads; t++) {
+        f8 sums[8] = {{0}};
+        for (long i = 0; i < n / threads / 8; i += LINE / sizeof(float))
+            EACH(s, 8) {
+                const f8 *line = (const f8 *)(x + (8 * t + s) * (n / threads / 8) + i);
+                __builtin_prefetch((const char *)line + AHEAD);
+                sums[s] += line[0] + line[1];
+            }
+        for (int s = 0; s < 8; s++) all += sums[s][0];           /* so that the compiler computes them */
     }
     return all;
-}
-
-/* `few` vectors meet a panel of rows of W: their y[b * O + r]. */
-INLINE void meet(const uint16_t *W, const float *x, float *y, const float *bias, int few, int panel, long chunk,
-                 long ahead, long O, long I) {
-    Sums sums[PANEL][FEW];
-    for (int r = 0; r < panel; r++)
-        EACH(b, few) sums[r][b] = (Sums){{0}, {0}};
-    for (long c = 0; c < I; c += chunk)
-        for (int r = 0; r < panel; r++)
-            dot(W + r * I + c, x + c, sums[r], few, I - c < chunk ? I - c : chunk, I, ahead);
-    for (int r = 0; r < panel; r++)
-        for (int b = 0; b < few; b++) y[b * O + r] = total(W + r * I, x + b * I, sums[r][b], I) + (bias ? bias[r] : 0);
-}
-
-/* y_BO[:, first:last] = x_BI W_OI^T + bias_O (or 0): W in bf16, the rest in fp32, all contiguous. Returns -1 where there
-   is no memory for a copy of x. */
-int matvec(const uint16_t *W, const float *bias, const float *x, float *y, long B, long first, long last, long O,
-           long I) {
-    float *dealt = aligned_alloc(64, (B * I * sizeof(float) + 63) / 64 * 64);
-    if (!dealt) return -1;
-    for (long b = 0; b < B; b++) deal(x + b * I, dealt + b * I, I);
-    for (long row = first; row < last;) {
-        const uint16_t *w = W + row * I;
-        const float *a = bias ? bias + row : 0;
-        long b = 0, panel = B < FEW || last - row < PANEL ? 1 : PANEL;
-        for (; panel == PANEL && b + FEW <= B; b += FEW)
-            meet(w, dealt + b * I, y + b * O + row, a, FEW, PANEL, CHUNK, 2 * I, O, I);
-        for (; b < B; b++)
-            for (long r = 0; r < panel; r++)
-                meet(w + r * I, dealt + b * I, y + b * O + row + r, a ? a + r : 0, 1, 1, I, AHEAD, O, I);
-        row += panel;
-    }
-    free(dealt);
-    return 0;
 }

@@ -6,7 +6,8 @@ from conftest import tiny_model
 
 import fast_linear
 from fast_linear import LAYOUTS, FastLinear, available, choose_layout, has, lay_out, quantize
-from kernels.matvec import library, matvec
+from kernels.native import in_lines, library, matvec
+from runtime import read_bandwidth
 from sample import generate
 
 CPU = torch.device("cpu")
@@ -29,7 +30,9 @@ def error(y, reference):
 @pytest.mark.parametrize("layout, dtype, bound", [
     ("plain", torch.float32, 1e-6), ("blocks", torch.float32, 1e-6), ("blocks", torch.bfloat16, 5e-3),
     ("int8_any", torch.float32, 1e-2),
+    pytest.param("matvec", torch.float32, 1e-6, marks=needs_a_compiler),
     pytest.param("matvec", torch.bfloat16, 5e-3, marks=needs_a_compiler),
+    pytest.param("matvec_int8", torch.float32, 1e-2, marks=needs_a_compiler),
     pytest.param("int8", torch.float32, 2.5e-2, marks=pytest.mark.skipif(not X86, reason="for x86 CPUs")),
     pytest.param("onednn", torch.bfloat16, 5e-3, marks=pytest.mark.skipif(not BF16, reason="no bf16 instructions"))])
 def test_a_layout_computes_what_linear_does(monkeypatch, layout, dtype, bound, rows):
@@ -70,26 +73,62 @@ def test_a_row_does_not_depend_on_those_beside_it(layout, dtype):
         torch.testing.assert_close(linear(row[None])[0], y_O, atol=1e-5, rtol=1e-5)
 
 
-@needs_a_compiler
-@pytest.mark.parametrize("inputs", [1, 15, 48, 1061])
-def test_the_c_loop_is_exact_and_the_same_to_the_bit_beside_others_and_on_threads(monkeypatch, inputs):
+def weights_for_c(kind, outputs, inputs):
+    """(W_OI, scale_O), and W_OI times scale_O in fp64, which is what the product should see."""
     generator = torch.Generator().manual_seed(0)
-    W_OI, b_O = torch.randn(29, inputs, generator=generator).bfloat16(), torch.randn(29, generator=generator)
-    x_BI = torch.randn(7, inputs, generator=generator)
-    y_BO = matvec(x_BI, W_OI, b_O)
-    assert error(y_BO, F.linear(x_BI.double(), W_OI.double(), b_O.double())) < 1e-6
-    for row, y_O in zip(x_BI, y_BO, strict=True):
-        assert torch.equal(matvec(row[None], W_OI, b_O)[0], y_O)
+    W_OI, scale_O = torch.randn(outputs, inputs, generator=generator).to(kind), None
+    if kind == torch.int8:
+        W_OI, scale_O = quantize(torch.randn(outputs, inputs, generator=generator))
+    return W_OI, scale_O, W_OI.double() * (1 if scale_O is None else scale_O[:, None].double())
+
+
+@needs_a_compiler
+@pytest.mark.parametrize("kind, bound", [(torch.float32, 1e-6), (torch.bfloat16, 1e-6), (torch.int8, 1e-4)])
+@pytest.mark.parametrize("outputs, inputs", [(1, 1), (29, 15), (3, 48), (30, 1061), (9, 5131)])
+def test_the_c_loop_is_exact_and_the_same_to_the_bit_beside_others_and_on_threads(monkeypatch, kind, bound, outputs,
+                                                                                inputs):
+    """5,131 inputs are three chunks; 18 vectors take these chunk by chunk, fewer all at once."""
+    W_OI, scale_O, exact_OI = weights_for_c(kind, outputs, inputs)
+    generator = torch.Generator().manual_seed(1)
+    b_O, x_BI = torch.randn(outputs, generator=generator), torch.randn(18, inputs, generator=generator)
+    W_OC = in_lines(W_OI)
+    y_BO = matvec(x_BI, W_OC, scale_O, b_O)
+    assert error(y_BO, F.linear(x_BI.double(), exact_OI, b_O.double())) < bound
+    for rows in (1, 2, 3, 4, 5, 8):
+        assert torch.equal(matvec(x_BI[:rows], W_OC, scale_O, b_O), y_BO[:rows])
+    for row in (7, 17):
+        assert torch.equal(matvec(x_BI[row:row + 1], W_OC, scale_O, b_O)[0], y_BO[row])
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    assert torch.equal(matvec(x_BI, W_OI, b_O), y_BO)
+    assert torch.equal(matvec(x_BI, W_OC, scale_O, b_O), y_BO)
+
+
+@needs_a_compiler
+def test_the_largest_8_bit_weights_and_inputs_do_not_overflow():
+    W_OI, scale_O = torch.full((5, 4096), -127, dtype=torch.int8), torch.ones(5)
+    torch.testing.assert_close(matvec(torch.ones(1, 4096), in_lines(W_OI), scale_O), torch.full((1, 5), -127 * 4096.0))
+    assert matvec(torch.zeros(1, 4096), in_lines(W_OI), scale_O).eq(0).all()
+
+
+@needs_a_compiler
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.int8])
+@pytest.mark.parametrize("damage", [torch.nan, torch.inf])
+def test_inputs_that_are_no_numbers_are_not_rounded_to_some(kind, damage):
+    W_OI, scale_O, _ = weights_for_c(kind, 5, 40)
+    x_BI = torch.ones(2, 40)
+    x_BI[0, 3] = damage
+    y_BO = matvec(x_BI, in_lines(W_OI), scale_O)
+    assert not y_BO[0].isfinite().any() and y_BO[1].isfinite().all()
 
 
 @pytest.mark.parametrize("compiler, said", [("no-such-compiler", "no C compiler"), ("false", "could not be compiled")])
-def test_without_a_compiler_bf16_is_converted_and_the_reason_known(monkeypatch, compiler, said):
+def test_without_a_compiler_torch_serves_and_the_reason_is_known(monkeypatch, compiler, said):
     monkeypatch.setenv("CC", compiler)
     monkeypatch.setattr(fast_linear, "has", lambda *instructions: False)
     library.cache_clear()
-    assert said in library()[1] and choose_layout("bfloat16", CPU) == "blocks"
+    assert said in library()[1]
+    assert choose_layout("float32", CPU) == choose_layout("bfloat16", CPU) == "blocks"
+    assert choose_layout("int8", CPU) == ("int8" if X86 else "int8_any")
+    assert read_bandwidth(CPU) > 0
     library.cache_clear()
 
 
@@ -107,25 +146,30 @@ def test_onednns_packed_weights_give_linears_results():
     assert error(fast_linear.onednn(x_BI, *packed), F.linear(x_BI, W_OI, b_O).double()) < 1e-6
 
 
-def test_without_the_private_operators_the_public_ones_serve(monkeypatch):
+def test_without_the_private_operators_other_layouts_serve(monkeypatch):
     monkeypatch.setattr(fast_linear, "available", lambda layout: False)
-    assert choose_layout("int8", CPU) == "int8_any"
     monkeypatch.setattr(fast_linear, "has", lambda *instructions: True)
-    assert choose_layout("bfloat16", CPU) == "plain"
+    monkeypatch.setattr(fast_linear, "library", lambda: (None, ""))                 # as if there were a compiler
+    assert choose_layout("int8", CPU) == "matvec_int8" and choose_layout("bfloat16", CPU) == "plain"
+    monkeypatch.setattr(fast_linear, "library", lambda: (None, "no compiler"))
+    assert choose_layout("int8", CPU) == "int8_any"
 
 
 def test_the_layout_follows_the_processor(monkeypatch):
-    monkeypatch.setattr(fast_linear, "library", lambda: (None, ""))                 # as if there were a compiler
-    for there, layout in ((True, "onednn"), (False, "matvec")):
+    monkeypatch.setattr(fast_linear, "library", lambda: (None, ""))
+    for there, bf16, int8 in ((True, "onednn", "int8" if X86 else "matvec_int8"), (False, "matvec", "matvec_int8")):
         monkeypatch.setattr(fast_linear, "has", lambda *instructions, there=there: there)
-        assert choose_layout("bfloat16", CPU) == layout and choose_layout("float32", CPU) == "blocks"
+        assert choose_layout("bfloat16", CPU) == bf16 and choose_layout("int8", CPU) == int8
+        assert choose_layout("float32", CPU) == "matvec"
     assert choose_layout("bfloat16", torch.device("cuda")) == "plain"
     assert choose_layout("int8", torch.device("cuda")) == "int8_any"
 
 
 @pytest.mark.parametrize("dtype, layout, bound", [
     (torch.float32, "blocks", 1e-6), (torch.bfloat16, "blocks", 2e-2), (torch.bfloat16, "int8_any", 4e-2),
+    pytest.param(torch.float32, "matvec", 1e-6, marks=needs_a_compiler),
     pytest.param(torch.bfloat16, "matvec", 2e-2, marks=needs_a_compiler),
+    pytest.param(torch.bfloat16, "matvec_int8", 4e-2, marks=needs_a_compiler),
     pytest.param(torch.bfloat16, "int8", 8e-2, marks=pytest.mark.skipif(not X86, reason="for x86 CPUs")),
     pytest.param(torch.bfloat16, "onednn", 3e-2, marks=pytest.mark.skipif(not BF16, reason="no bf16 instructions"))])
 def test_a_model_in_a_layout_gives_nearly_its_logits(dtype, layout, bound):
@@ -135,11 +179,12 @@ def test_a_model_in_a_layout_gives_nearly_its_logits(dtype, layout, bound):
     with torch.inference_mode():
         assert error(model.logits(model.hidden(IDS_BT)), reference) < bound
     matrices = sum(p.numel() for name, p in tiny_model().named_parameters() if p.dim() == 2 and name != "wpe.weight")
-    assert read == matrices * {"int8": 1, "int8_any": 1}.get(layout, dtype.itemsize)
+    assert read == matrices * (1 if "int8" in layout else dtype.itemsize)
 
 
-def test_fp32_blocks_give_the_same_tokens():
+@pytest.mark.parametrize("layout", ["blocks", pytest.param("matvec", marks=needs_a_compiler)])
+def test_fp32_gives_the_same_tokens_in_every_layout(layout):
     model = tiny_model()
     before = generate(model, [1, 2, 3], 20, temperature=0)
-    lay_out(model, "blocks")
+    lay_out(model, layout)
     assert generate(model, [1, 2, 3], 20, temperature=0) == before

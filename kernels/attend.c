@@ -1,0 +1,60 @@
+/* Attention of one new token on a CPU: its query meets the cache.
+
+   Teaches what is left of attention where there is one query: two products of a vector and a matrix, both of them a
+   blend of rows, and a softmax between them. The cache is read once, in four streams like the weights (matvec.c).
+
+   Not here: many queries at once (a prompt), which are torch's; what comes before and after (cpu_step.c). */
+#include <math.h>
+#include <string.h>
+#include "native.h"
+
+/* y += the sum of w[r] * rows[r], n numbers each, over `few` rows; `next` numbers on is what is wanted after them. */
+static inline void add(float *y, const float *const *rows, const float *w, int few, long n, long next) {
+    long i = 0;
+    for (; i + 16 <= n; i += 16) {
+        f8_anywhere *two = (f8_anywhere *)(y + i);
+        f8 first = two[0], second = two[1];
+        EACH(r, few) {
+            const f8_anywhere *row = (const f8_anywhere *)(rows[r] + i);
+            __builtin_prefetch(rows[r] + next + i);
+            first += w[r] * row[0], second += w[r] * row[1];
+        }
+        two[0] = first, two[1] = second;
+    }
+    for (; i < n; i++)
+        for (int r = 0; r < few; r++) y[i] += w[r] * rows[r][i];
+}
+
+/* y = the sum of weights[j] * rows[j], n numbers each; `stride` from row to row. */
+static void blend(float *y, const float *weights, const float *rows, long stride, long count, long n) {
+    long apart = count / STREAMS;
+    memset(y, 0, n * sizeof(float));
+    for (long j = 0; j < apart; j++) {
+        const float *here[STREAMS];
+        float w[STREAMS];
+        for (int s = 0; s < STREAMS; s++) here[s] = rows + (j + s * apart) * stride, w[s] = weights[j + s * apart];
+        add(y, here, w, STREAMS, n, stride);
+    }
+    for (long j = STREAMS * apart; j < count; j++) {
+        const float *here = rows + j * stride;
+        add(y, &here, weights + j, 1, n, 0);
+    }
+}
+
+static void softmax(float *z, float scale, long n) {
+    float most = z[0], total = 0;
+    for (long s = 1; s < n; s++) most = z[s] > most ? z[s] : most;
+    for (long s = 0; s < n; s++) total += z[s] = expf(scale * (z[s] - most));
+    for (long s = 0; s < n; s++) z[s] /= total;
+}
+
+/* One head: the new token's k and v (`width` numbers) join the `length` that are in the cache, and y = softmax(scale q
+   k) v. Keys lie [width, positions], values [positions, width]; `scores` is room for length + 1 numbers. */
+void attend(const float *q, const float *k, const float *v, float *keys, float *values, float *scores, float *y,
+            long width, long length, long positions, float scale) {
+    for (long i = 0; i < width; i++) keys[i * positions + length] = k[i];
+    memcpy(values + length * width, v, width * sizeof(float));
+    blend(scores, q, keys, positions, width, length + 1);
+    softmax(scores, scale, length + 1);
+    blend(y, scores, values, width, length + 1, width);
+}

@@ -1,0 +1,111 @@
+/* One new token through GPT-2 on a CPU, as one call.
+
+   Teaches that what is small costs, too. LayerNorm, GELU, sums and attention's bookkeeping are a thousandth of a token's
+   operations. As some thirty operators a layer they take a tenth of its time: each one's code and data must come from
+   memory again, since the weights of the layer have swept the processor's caches. Here all of it is a few kilobytes of
+   code. It is model.py's Block once more, and tested against it: GPT-2 alone, without gradients.
+
+   Not here: the products (matvec.c), attention (attend.c), the embedding and choosing a token (Python). */
+#include <math.h>
+#include "native.h"
+
+typedef struct {
+    const float *weight, *bias;
+} Norm;
+
+typedef struct {
+    Norm ln_1, ln_2;
+    Matrix c_attn, attn_c_proj, c_fc, mlp_c_proj;
+    float *keys, *values;                        /* of B * heads heads: see attend.c */
+    float scale;                                 /* of its attention */
+} Layer;
+
+typedef struct {
+    const Layer *layers;
+    Norm ln_f;
+    Matrix head;
+    long n_layer, n_embd, n_head, mlp_width, B, positions;
+    float eps;
+    float *x, *normed;                           /* B * n_embd numbers */
+    float *wide;                                 /* B * (the outputs of the widest layer) and 7 more */
+    float *scores;                               /* B * n_head * positions */
+    void *room;                                  /* see product */
+} Step;
+
+/* The sum of x - mean, or of its square. */
+static float sum(const float *x, long n, float mean, int square) {
+    f8 eight = {0};
+    float all = 0;
+    long i = 0;
+    for (; i + 8 <= n; i += 8) {
+        f8 off = *(const f8_anywhere *)(x + i) - mean;
+        if (square) off *= off;
+        eight += off;
+    }
+    for (; i < n; i++) all += square ? (x[i] - mean) * (x[i] - mean) : x[i] - mean;
+    for (int j = 0; j < 8; j++) all += eight[j];
+    return all;
+}
+
+/* The residual stream x takes in what the last sub-layer added (or 0), and y is its LayerNorm. */
+static void add_and_norm(const Step *t, const float *added, const Norm *norm, float *y) {
+    long D = t->n_embd;
+#pragma omp for
+    for (long b = 0; b < t->B; b++) {
+        float *x = t->x + b * D;
+        for (long i = 0; added && i < D; i++) x[i] += added[b * D + i];
+        float mean = sum(x, D, 0, 0) / D, over_std = 1 / sqrtf(sum(x, D, mean, 1) / D + t->eps);
+        for (long i = 0; i < D; i++) y[b * D + i] = (x[i] - mean) * over_std * norm->weight[i] + norm->bias[i];
+    }
+}
+
+/* e^x = 2^n 2^f with n whole and f between -1/2 and 1/2, where 2^f is nearly a polynomial (its Taylor series). */
+static f8 exponential(f8 x) {
+    f8 bits = x * 1.44269504f;
+    EACH(j, 8) bits[j] = bits[j] > 126 ? 126 : bits[j] < -126 ? -126 : bits[j];
+    f8 whole = bits + 12582912.0f - 12582912.0f, f = (bits - whole) * 0.693147181f;      /* 3/2 2^23: rounds */
+    f8 power = 1 + f * (1 + f * (1 / 2.0f + f * (1 / 6.0f + f * (1 / 24.0f + f * (1 / 120.0f + f * (1 / 720.0f))))));
+    return power * (f8)((__builtin_convertvector(whole, i8) + 127) << 23);
+}
+
+/* GELU in its tanh form, x (1 + tanh u) / 2 = x / (1 + e^-2u). */
+static void gelu(const Step *t) {
+#pragma omp for
+    for (long i = 0; i < t->B * t->mlp_width; i += 8) {          /* to the last eight, some of which may be slack */
+        f8_anywhere *y = (f8_anywhere *)(t->wide + i);
+        f8 x = *y;
+        *y = x / (1 + exponential(-1.59576912f * (x + 0.044715f * x * x * x)));          /* 2 sqrt(2 / pi) */
+    }
+}
+
+static void attention(const Step *t, const Layer *layer, long length) {
+    long D = t->n_embd, H = t->n_head, width = D / H;
+#pragma omp for
+    for (long h = 0; h < t->B * H; h++) {
+        const float *q = t->wide + h / H * 3 * D + h % H * width;
+        long cache = h * width * t->positions;
+        attend(q, q + D, q + 2 * D, layer->keys + cache, layer->values + cache, t->scores + h * t->positions,
+               t->normed + h * width, width, length, t->positions, layer->scale);
+    }
+}
+
+/* logits_BV of the token after the one whose embedding is in step->x; it stands behind the `length` in the cache. */
+void cpu_step(const Step *t, float *logits, long length, long threads) {
+    (void)threads;
+#pragma omp parallel num_threads(threads)
+    {
+        for (long l = 0; l < t->n_layer; l++) {
+            const Layer *layer = t->layers + l;
+            add_and_norm(t, l ? t->normed : 0, &layer->ln_1, t->normed);
+            product(&layer->c_attn, t->normed, t->wide, t->room, t->B);
+            attention(t, layer, length);
+            product(&layer->attn_c_proj, t->normed, t->wide, t->room, t->B);
+            add_and_norm(t, t->wide, &layer->ln_2, t->normed);
+            product(&layer->c_fc, t->normed, t->wide, t->room, t->B);
+            gelu(t);
+            product(&layer->mlp_c_proj, t->wide, t->normed, t->room, t->B);
+        }
+        add_and_norm(t, t->normed, &t->ln_f, t->normed);
+        product(&t->head, t->normed, logits, t->room, t->B);
+    }
+}

@@ -1,0 +1,24 @@
+/* What the three .c files share. */
+#include <stdint.h>
+
+enum { INT8 = 1, BF16 = 2, FP32 = 4 };           /* kinds of weights, by their bytes */
+enum { STREAMS = 4 };                            /* places that memory is asked for at once: see matvec.c */
+
+#define EACH(i, n) _Pragma("GCC unroll 16") for (int i = 0; i < (n); i++)      /* unrolled: sums stay in registers */
+
+typedef float f8 __attribute__((vector_size(32), may_alias));
+typedef float f8_anywhere __attribute__((vector_size(32), may_alias, aligned(4)));
+typedef int32_t i8 __attribute__((vector_size(32), may_alias));
+typedef uint32_t u8 __attribute__((vector_size(32), may_alias));
+
+typedef struct {                                 /* y = scale W x + bias */
+    long kind;
+    const char *W;                               /* a row: `inputs` weights, and zeros to a multiple of 64 bytes */
+    const float *scale, *bias;                   /* of each output; may be 0 */
+    long outputs, inputs;
+} Matrix;
+
+/* For a team of OpenMP threads: they share the work, and all go on when all of it is done. */
+void product(const Matrix *m, const float *x, float *y, void *room, long B);
+void attend(const float *q, const float *k, const float *v, float *keys, float *values, float *scores, float *y,
+            long width, long length, long positions, float scale);
