@@ -1,9 +1,9 @@
 /* One new token through GPT-2 on a CPU, as one call.
 
-   Teaches that what is small costs, too. LayerNorm, GELU, sums and attention's bookkeeping are a thousandth of a token's
-   operations. As some thirty operators a layer they take a tenth of its time: each one's code and data must come from
-   memory again, since the weights of the layer have swept the processor's caches. Here all of it is a few kilobytes of
-   code. It is model.py's Block once more, and tested against it: GPT-2 alone, without gradients.
+   Teaches that what is small costs, too. LayerNorm, GELU, sums and attention's bookkeeping are some thousandths of a
+   token's operations. As some thirty operators a layer they take a tenth of its time: each one's code and data must
+   come from memory again, since the weights of the layer have swept the processor's caches. Here all of it is a few
+   kilobytes of code. It is model.py's Block once more, and tested against it: GPT-2 alone, without gradients.
 
    Not here: the products (matvec.c), attention (attend.c), the embedding and choosing a token (Python). */
 #include <math.h>

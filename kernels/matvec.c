@@ -5,7 +5,7 @@
      - In four places at once. The processor guesses what is wanted next and fetches it, for each of several streams, but
        not far enough for one stream to keep memory busy. So four rows are read side by side, a quarter of the matrix
        apart: each stream runs on where its last row ended. Two are not enough; eight get into each other's way.
-     - In pages of 2 MB (native.py): to look up where a page of 4 KB lies costs as much as to read from it.
+     - In pages of 2 MB (native.py): of 4 KB, the processor looks up where the next one lies 512 times as often.
      - Nothing is unpacked to memory. bf16 is the upper half of an fp32: of two in a word, the one is the word shifted
        up, the other the word with its lower half cleared. int8 meets inputs of 16 bits, so that nothing can overflow.
    With more vectors a weight is used several times, and arithmetic is the limit: FEW at a time meet the four rows,

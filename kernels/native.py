@@ -62,7 +62,7 @@ def library():
 
 
 def in_huge_pages(*shape, dtype):
-    """A tensor of zeros in pages of 2 MB, where the system has them; reading it is 10 to 30 % faster.
+    """A tensor of zeros in pages of 2 MB, where the system has them: reading it is about a tenth faster.
 
     TRAP: Python's mmap is shared unless told otherwise, and shared memory gets no such pages.
     """
@@ -99,7 +99,7 @@ def matvec(x_BI, W_OC, scale_O=None, bias_O=None):
 
 
 def read_all(numbers):
-    """Read a tensor of fp32 (in_huge_pages) as fast as memory gives it, but for a rest below 4 KB a thread."""
+    """Read a tensor of fp32 (in_huge_pages) as fast as memory gives it, but for a rest below 512 bytes a thread."""
     threads = torch.get_num_threads()
     each = 128 * threads
     library()[0].read_all(numbers.data_ptr(), numbers.numel() // each * each, threads)
