@@ -19,7 +19,8 @@ from common import UserError, read_json, write_json, written_whole
 
 INDEX = "model.safetensors.index.json"
 SPAN_HEAD = "qa_outputs."   # as transformers' ...ForQuestionAnswering call it
-WANTED = ["*.json", "*.safetensors", "pytorch_model*.bin", "merges.txt", "vocab.txt"]      # of what the hub has
+WANTED = ["*.json", "*.safetensors", "merges.txt", "vocab.txt"]      # of what the hub has
+OLD_WEIGHTS = ["pytorch_model*.bin"]                                 # and that, where it has no safetensors
 PART_BYTES = 4 * 2**30      # a save holds one part in memory beside the model
 
 
@@ -33,7 +34,10 @@ def find_folder(name_or_folder, wanted=WANTED):
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
     try:
-        return Path(snapshot_download(name, allow_patterns=wanted))
+        folder = Path(snapshot_download(name, allow_patterns=wanted))
+        if wanted is WANTED and not any(folder.glob("model*.safetensors")):
+            folder = Path(snapshot_download(name, allow_patterns=OLD_WEIGHTS))
+        return folder
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{name}: no such folder here, and the Hugging Face hub did not give it ({reason})") from error

@@ -1,4 +1,5 @@
 """The network is GPT-2 as transformers computes it, and its folder is everyone's."""
+import fnmatch
 import json
 import math
 import os
@@ -242,3 +243,23 @@ def test_a_broken_folder_is_named_with_what_is_wrong(tmp_path, what):
 def test_more_tokens_than_positions_are_an_error():
     with pytest.raises(UserError, match="33 tokens, but this model has 32 positions"):
         tiny_model()(torch.zeros(1, 33, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("on_the_hub, fetched", [
+    (["config.json", "vocab.json", "model.safetensors", "pytorch_model.bin", "rust_model.ot", "README.md"],
+     ["config.json", "model.safetensors", "vocab.json"]),
+    (["config.json", "model-00001-of-00001.safetensors", "model.safetensors.index.json", "pytorch_model-00001.bin"],
+     ["config.json", "model-00001-of-00001.safetensors", "model.safetensors.index.json"]),
+    (["config.json", "merges.txt", "pytorch_model.bin", "flax_model.msgpack"],
+     ["config.json", "merges.txt", "pytorch_model.bin"])])
+def test_weights_are_fetched_from_the_hub_in_one_form(monkeypatch, tmp_path, on_the_hub, fetched):
+    """A stand-in for the hub: gigabytes that nobody reads would be fetched without a word."""
+    def snapshot_download(name, allow_patterns):
+        for file in on_the_hub:
+            if any(fnmatch.fnmatch(file, pattern) for pattern in allow_patterns):
+                (tmp_path / file).touch()
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    assert huggingface.find_folder("somebody/model") == tmp_path
+    assert sorted(path.name for path in tmp_path.iterdir()) == fetched
