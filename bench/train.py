@@ -68,7 +68,7 @@ def main(cfg):
         result = about(cfg, run, device)
         result["data"] = data_speed(Path(folder) / "data")
         result["runs"] = take_turns(cfg, run, device, Path(folder) / "weights")
-    if device.type == "cuda":
+    if device.type == "cuda" and torch.__version__ >= (2, 13):           # as launch/plan.py wants it
         result["forecast_gib"] = step_memory(replace(run, parallel="fsdp"), 1)[0]
     key = f"{cfg.preset} on {'GPU' if device.type == 'cuda' else 'CPU'}{', compiled' if run.compile else ''}"
     results = read_json(cfg.out / "train.json", "results") if (cfg.out / "train.json").is_file() else {}

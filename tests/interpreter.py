@@ -9,6 +9,7 @@ integers:
 
 Both are mended here. Other bf16 arithmetic stays wrong, so the kernels do theirs in fp32, which the GPU does anyway.
 What the interpreter cannot show: races, wrong synchronisation, anything about speed. Reading out of bounds crashes it.
+TRAP: Triton 3.6, with torch 2.11, wants numpy 2.3 for this: it makes an int of an array of one number.
 """
 import os
 

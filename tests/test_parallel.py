@@ -13,6 +13,7 @@ import torch.distributed as dist
 from conftest import ROOT, tiny_config
 from launched import launched
 from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.torch_version import TorchVersion
 
 import parallel
 import train
@@ -120,6 +121,12 @@ def test_a_setting_that_cannot_work_with_these_processes_is_named(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="choose ddp or fsdp"):
         parallel.join_world("none")
+
+
+def test_a_plan_is_refused_by_a_torch_whose_tracker_counts_what_is_not_there(monkeypatch):
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.11.0+cu130"))
+    with pytest.raises(UserError, match="wants torch 2.13 .*, not 2.11.0"):
+        step_memory(replace(train.PRESETS["biomedlm"], parallel="fsdp"), 128)
 
 
 def test_the_papers_run_fits_its_gpus_with_room():
