@@ -59,8 +59,8 @@ def print_plan(cfg):
 def step_memory(cfg, gpus, network=GPT):
     """(peak, bytes by kind there) of the second training step, in GiB: the first has no moments yet."""
     if torch.__version__ < (2, 13):
-        raise UserError(f"--plan wants torch 2.13 (see requirements.txt), not {torch.__version__}: the memory tracker of "
-                        "older ones counts tensors that never exist, a plan half as large again")
+        raise UserError(f"--plan wants torch 2.13 (see requirements.txt), not {torch.__version__}: the memory tracker "
+                        "of older ones counts tensors that never exist, a plan half as large again")
     logging.disable(logging.WARNING)                 # the tracker remarks that nothing is real
     # Attention's dropout keeps no mask on a GPU; on CPU tensors it would pick a kernel that keeps all the scores.
     dtype = "bfloat16" if cfg.dtype == "auto" else cfg.dtype               # which an A100 has
