@@ -24,7 +24,7 @@ enum { MANY = 16 };                              /* vectors that no longer fit i
 
 #define INLINE static inline __attribute__((always_inline))
 
-INLINE float sum(f8 eight) {                     /* by halves: one after the other would take as long as 1,000 weights */
+INLINE float sum(f8 eight) {                     /* by halves: one by one, it took a fifth of several vectors' time */
     typedef float f4 __attribute__((vector_size(16), may_alias));
     f4 four = ((f4 *)&eight)[0] + ((f4 *)&eight)[1];
     return (four[0] + four[2]) + (four[1] + four[3]);

@@ -13,6 +13,7 @@ import os
 import shlex
 import shutil
 import subprocess
+from contextlib import suppress
 from ctypes import c_long, c_void_p
 from pathlib import Path
 
@@ -70,7 +71,8 @@ def in_huge_pages(*shape, dtype):
     if not hasattr(mmap, "MADV_HUGEPAGE") or not size:           # Linux has it
         return torch.zeros(shape, dtype=dtype)
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    memory.madvise(mmap.MADV_HUGEPAGE)
+    with suppress(OSError):                                      # a kernel without them: small ones then
+        memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 

@@ -1,4 +1,6 @@
 """One token in C is the token that model.py computes."""
+import mmap
+
 import pytest
 import torch
 from conftest import tiny_model
@@ -79,7 +81,14 @@ def test_it_is_taken_where_it_can_be_and_gives_the_same_tokens():
     assert not serves(other, cache)
 
 
-def test_huge_pages_hold_zeros_of_every_shape_and_type():
+@pytest.mark.parametrize("system_has_them", [True, False])
+def test_huge_pages_hold_zeros_of_every_shape_and_type(monkeypatch, system_has_them):
+    class Refusing(mmap.mmap):
+        def madvise(self, advice):
+            raise OSError(22, "Invalid argument")
+
+    if not system_has_them:
+        monkeypatch.setattr(mmap, "mmap", Refusing)
     for shape, dtype in (((3, 5), torch.int8), ((0, 4), torch.float32), ((2**20 + 1,), torch.bfloat16)):
         memory = in_huge_pages(*shape, dtype=dtype)
         assert memory.shape == shape and memory.dtype == dtype and not memory.any()
