@@ -16,8 +16,9 @@ static inline void add(float *y, const float *const *rows, const float *w, int f
         f8 first = two[0], second = two[1];
         EACH(r, few) {
             const f8_anywhere *row = (const f8_anywhere *)(rows[r] + i);
+            f8 weight = {w[r], w[r], w[r], w[r], w[r], w[r], w[r], w[r]};
             __builtin_prefetch(rows[r] + next + i);
-            first += w[r] * row[0], second += w[r] * row[1];
+            first = fused(weight, row[0], first), second = fused(weight, row[1], second);
         }
         two[0] = first, two[1] = second;
     }

@@ -14,9 +14,6 @@
 
    Not here: how this is compiled and called, and where the weights lie (native.py). Little-endian processors. */
 #include "native.h"
-#ifdef __AVX2__
-#include <immintrin.h>
-#endif
 
 enum { FEW = 3, LINE = 64, AHEAD = 6 * LINE };
 enum { CHUNK = 2560 };                           /* a multiple of LINE; to 4096, int8's sums fit into 32 bits */
@@ -46,8 +43,8 @@ INLINE void meet_float(int kind, const char *w, const float *const x[FEW], long 
     u8 words = *(const u8 *)w;
     f8 first = kind == BF16 ? (f8)(words << 16) : (f8)words;
     f8 second = kind == BF16 ? (f8)(words & 0xffff0000u) : ((const f8 *)w)[1];
-    EACH(b, few) sums[b] += first * *(const f8 *)(x[b] + i);
-    EACH(b, few) sums[b] += second * *(const f8 *)(x[b] + i + 8);
+    EACH(b, few) sums[b] = fused(first, *(const f8 *)(x[b] + i), sums[b]);
+    EACH(b, few) sums[b] = fused(second, *(const f8 *)(x[b] + i + 8), sums[b]);
 }
 
 /* total[s][b]: the rows from row[s] on times `few` vectors, from x[b] on, over n columns, a multiple of a line. */

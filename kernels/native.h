@@ -1,5 +1,8 @@
 /* What the three .c files share. */
 #include <stdint.h>
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
 
 enum { INT8 = 1, BF16 = 2, FP32 = 4 };           /* kinds of weights, by their bytes */
 enum { STREAMS = 4 };                            /* places that memory is asked for at once: see matvec.c */
@@ -10,6 +13,16 @@ typedef float f8 __attribute__((vector_size(32), may_alias));
 typedef float f8_anywhere __attribute__((vector_size(32), may_alias, aligned(4)));
 typedef int32_t i8 __attribute__((vector_size(32), may_alias));
 typedef uint32_t u8 __attribute__((vector_size(32), may_alias));
+
+/* a b + c, rounded once where the processor can. Compilers are told not to do so on their own (native.py): they would
+   in one copy of a loop and not in another, and a row beside others would differ in its last bits from a row alone. */
+static inline f8 fused(f8 a, f8 b, f8 c) {
+#ifdef __FMA__
+    return (f8)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+    return a * b + c;
+#endif
+}
 
 typedef struct {                                 /* y = scale W x + bias */
     long kind;
