@@ -21,7 +21,7 @@ packed weights cannot be saved).
 
 TRAP: without bf16 instructions (AVX-512 BF16, AMX) a bf16 product of more than a row falls back to a loop of scalars in
 torch, 40 to 100 times slower than fp32. `blocks` never calls it. Errors of one product, Gaussian weights: bf16 0.2 %,
-matvec_int8 and int8_any 0.9 %, int8 1.2 (VNNI) to 1.8 %. What they cost a real model's answers has not been measured.
+matvec_int8 and int8_any 0.9 %, int8 1.8 % (without VNNI). What they cost a real model's answers has not been measured.
 """
 import functools
 import warnings

@@ -35,7 +35,7 @@ def find_folder(name_or_folder, wanted=WANTED):
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
     try:
         folder = Path(snapshot_download(name, allow_patterns=wanted))
-        if wanted is WANTED and not any(folder.glob("model*.safetensors")):
+        if "*.safetensors" in wanted and not any(folder.glob("model*.safetensors")):
             folder = Path(snapshot_download(name, allow_patterns=OLD_WEIGHTS))
         return folder
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:

@@ -51,8 +51,8 @@ def peak_flops(device, dtype):
 
 
 def bandwidth_meter(device):
-    """A function that measures once how many bytes a second memory gives: 256 MB are read on a CPU, faster than any
-    product reads its weights (torch's sum, where there is no compiler, is slower); 1 GB is copied on a GPU."""
+    """A function that measures once how many bytes a second memory gives: 256 MB are read on a CPU, as fast as we know
+    how (by torch's sum, which is slower, where there is no compiler); 1 GB is copied on a GPU."""
     if device.type == "cuda":
         a = torch.ones(2**28, device=device)
         b = torch.empty_like(a)

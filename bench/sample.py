@@ -1,7 +1,7 @@
 """Measure a token of sample.py beside transformers' GPT-2, in one run on the same machine.
 
     python bench/sample.py                  # BioMedLM's shape, one core; 14 GB, some minutes; writes results/sample.md
-    python bench/sample.py --layers 2       # a slice of it, in seconds; writes nothing
+    python bench/sample.py --layers 2       # a slice of it; writes nothing
     python bench/sample.py                  # on a machine with a GPU: the same in bf16, ours as a CUDA graph
 
 Random weights of the full shape: speed does not depend on their values. No prompt is read; the caches are filled with

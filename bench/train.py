@@ -37,7 +37,7 @@ import train  # noqa: E402
 from bench.rivals import plain, theirs  # noqa: E402
 from common import ROOT, UserError, git_commit, parse_args, read_json, speaking_to_the_user, write_json  # noqa: E402
 from data import Corpus  # noqa: E402
-from launch.plan import step_memory  # noqa: E402
+from launch.plan import TORCH, step_memory  # noqa: E402
 from model import GPT  # noqa: E402
 from runtime import matrix_dtype, pick_device  # noqa: E402
 from shards import write_shard  # noqa: E402
@@ -68,7 +68,7 @@ def main(cfg):
         result = about(cfg, run, device)
         result["data"] = data_speed(Path(folder) / "data")
         result["runs"] = take_turns(cfg, run, device, Path(folder) / "weights")
-    if device.type == "cuda" and torch.__version__ >= (2, 13):           # as launch/plan.py wants it
+    if device.type == "cuda" and torch.__version__ >= TORCH:
         result["forecast_gib"] = step_memory(replace(run, parallel="fsdp"), 1)[0]
     key = f"{cfg.preset} on {'GPU' if device.type == 'cuda' else 'CPU'}{', compiled' if run.compile else ''}"
     results = read_json(cfg.out / "train.json", "results") if (cfg.out / "train.json").is_file() else {}

@@ -43,8 +43,7 @@ static float sum(const float *x, long n, float mean, int square) {
         eight += off;
     }
     for (; i < n; i++) all += square ? (x[i] - mean) * (x[i] - mean) : x[i] - mean;
-    for (int j = 0; j < 8; j++) all += eight[j];
-    return all;
+    return all + across(eight);
 }
 
 /* The residual stream x takes in what the last sub-layer added (or 0), and y is its LayerNorm. */

@@ -24,6 +24,13 @@ static inline f8 fused(f8 a, f8 b, f8 c) {
 #endif
 }
 
+/* The sum of eight numbers, by halves: one by one, it took a fifth of the time of several vectors. */
+static inline float across(f8 eight) {
+    typedef float f4 __attribute__((vector_size(16), may_alias));
+    f4 four = ((f4 *)&eight)[0] + ((f4 *)&eight)[1];
+    return (four[0] + four[2]) + (four[1] + four[3]);
+}
+
 typedef struct {                                 /* y = scale W x + bias */
     long kind;
     const char *W;                               /* a row: `inputs` weights, and zeros to a multiple of 64 bytes */

@@ -23,6 +23,7 @@ from parallel import World, device_mesh, shard_model
 
 GPUS, GPUS_A_NODE, PEAK_FLOPS = 128, 8, 312e12       # A100-40GB, as the paper had them
 CAPACITY_GIB, SPARE_GIB = 39.4, 3.0                  # what nvidia-smi shows, and what is not counted here
+TORCH = (2, 13)                                      # whose memory tracker counts what is there, and nothing else
 PAPERS, GIB = 26e9, 2**30                            # tokens that BioMedGPT-LM-7B read in each epoch
 VARIANTS = ({"shard": 8}, {"recompute_every": 4}, {"recompute_every": 1}, {"micro_batch_size": 4},
             {"micro_batch_size": 12}, {"micro_batch_size": 16, "recompute_every": 2})
@@ -58,9 +59,9 @@ def print_plan(cfg):
 
 def step_memory(cfg, gpus, network=GPT):
     """(peak, bytes by kind there) of the second training step, in GiB: the first has no moments yet."""
-    if torch.__version__ < (2, 13):
-        raise UserError(f"--plan wants torch 2.13 (see requirements.txt), not {torch.__version__}: the memory tracker "
-                        "of older ones counts tensors that never exist, a plan half as large again")
+    if torch.__version__ < TORCH:
+        raise UserError(f"--plan wants torch {TORCH[0]}.{TORCH[1]} (see requirements.txt), not {torch.__version__}: "
+                        "older memory trackers count tensors that never exist, a plan half as large again")
     logging.disable(logging.WARNING)                 # the tracker remarks that nothing is real
     # Attention's dropout keeps no mask on a GPU; on CPU tensors it would pick a kernel that keeps all the scores.
     dtype = "bfloat16" if cfg.dtype == "auto" else cfg.dtype               # which an A100 has
