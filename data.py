@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common import UserError, read_json
-from shards import open_shard
+from plumbing.common import UserError, read_json
+from plumbing.shards import open_shard
 
 
 class Corpus:

@@ -26,10 +26,12 @@ from typing import Literal
 
 import torch
 
-from answer_report import assess, summary
-from answers import START, AnswerModel, Example, Reader, read_items, splits_of
-from beam import Stopping, beam_search
-from common import (
+from answers.beam import Stopping, beam_search
+from answers.examples import START, AnswerModel, Example, Reader, read_items, splits_of
+from answers.extraction import FinetuneSpan, finetune_spans
+from answers.report import assess, summary
+from answers.scores import ranked_answers
+from plumbing.common import (
     UserError,
     git_commit,
     parse_args,
@@ -38,15 +40,13 @@ from common import (
     write_json_lines,
     written_whole,
 )
-from finetune_span import FinetuneSpan, finetune_spans
-from finetuning import Finetuning, descend, save_model, settings
-from heads import computing, parts
-from parallel import device_mesh, join_world, shard_model
-from prompts import groups
-from runtime import matrix_dtype, pick_device
+from plumbing.runtime import matrix_dtype, pick_device
+from questions.heads import computing, parts
 from sample import WARNING, load, stream
-from text_metrics import ranked_answers
-from trainable import check_weights, choose_weights
+from sampling.prompts import groups
+from training.finetuning import Finetuning, descend, save_model, settings
+from training.parallel import device_mesh, join_world, shard_model
+from training.trainable import check_weights, choose_weights
 
 
 @dataclass(frozen=True)

@@ -29,18 +29,18 @@ import torch
 import torch.nn.functional as F
 import tyro
 
-import heads
-from common import UserError, git_commit, parse_args, speaking_to_the_user, write_json, write_json_lines
-from finetuning import Finetuning, descend, settings
-from heads import labels_of, predict
-from metrics import accuracy
-from parallel import device_mesh, join_world, shard_model
-from questions import read_questions
-from report import assess, predictions_of, read_predictions, summary
-from runtime import matrix_dtype
+from plumbing.common import UserError, git_commit, parse_args, speaking_to_the_user, write_json, write_json_lines
+from plumbing.runtime import matrix_dtype
+from questions import heads
+from questions.format import read_questions
+from questions.heads import labels_of, predict
+from questions.metrics import accuracy
+from questions.report import assess, predictions_of, read_predictions, summary
+from questions.zero_shot import ZeroShot, zero_shot
 from sample import load
-from trainable import check_weights, choose_weights
-from zero_shot import ZeroShot, zero_shot
+from training.finetuning import Finetuning, descend, settings
+from training.parallel import device_mesh, join_world, shard_model
+from training.trainable import check_weights, choose_weights
 
 FILES = ("train", "dev", "test")
 FREE = {"seeds", "compare", "plan"}          # settings that may change before an interrupted run goes on

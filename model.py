@@ -21,8 +21,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from common import UserError
-from huggingface import fill, find_folder, read_config, read_tensors, write_config, write_tensors
+from plumbing.common import UserError
+from plumbing.huggingface import fill, find_folder, read_config, read_tensors, write_config, write_tensors
 
 # GPT-2's linear layers were written as Conv1D, whose weight is [in, out]: nn.Linear's, transposed.
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")

@@ -23,14 +23,14 @@ import torch
 import torch.nn.functional as F
 
 from baselines import load_model, load_tokenizer
-from common import UserError, parse_args, speaking_to_the_user
-from fast_linear import choose_layout, lay_out
-from huggingface import find_folder
-from kernels.cpu_step import CpuStep, serves
-from kernels.native import in_huge_pages, library
-from prompts import encode_prompt, groups, read_prompts, shorten
-from runtime import matrix_dtype, pick_device, read_bandwidth
-from text_stream import TextStream, check_stops
+from plumbing.common import UserError, parse_args, speaking_to_the_user
+from plumbing.huggingface import find_folder
+from plumbing.runtime import matrix_dtype, pick_device, read_bandwidth
+from sampling.cpu_step import CpuStep, serves
+from sampling.fast_linear import choose_layout, lay_out
+from sampling.native import in_huge_pages, library
+from sampling.prompts import encode_prompt, groups, read_prompts, shorten
+from sampling.text_stream import TextStream, check_stops
 
 WARNING = ("for research only: a language model writes what sounds likely, not what is true; "
            "take nothing it says as medical advice")
@@ -162,7 +162,7 @@ def stream(model, prompts, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, 
 def one_token(model, cache, cuda_graph):
     """The function ids_B1 -> logits_BV that continues what the cache holds."""
     if cuda_graph:
-        from cuda_graph import GraphStep  # here, since it needs Triton
+        from sampling.cuda_graph import GraphStep  # here, since it needs Triton
         return GraphStep(model, cache)
     if serves(model, cache):
         return CpuStep(model, cache)

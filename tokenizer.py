@@ -34,7 +34,7 @@ from pathlib import Path
 import numpy as np
 import regex
 
-from common import UserError
+from plumbing.common import UserError
 
 EOS = "<|endoftext|>"
 
@@ -386,13 +386,13 @@ class Tokenizer:
 
     def save(self, folder):
         """Write tokenizer.json, tokenizer_config.json, vocab.json and merges.txt, which most other libraries read."""
-        from tokenizer_files import write_files  # here, since that file builds on this one
+        from plumbing.tokenizer_files import write_files  # here, since that file builds on this one
         write_files(self, Path(folder))
 
     @classmethod
     def load(cls, folder, **kwargs):
         """Read tokenizer.json, or vocab.json and merges.txt."""
-        from tokenizer_files import read_files
+        from plumbing.tokenizer_files import read_files
         return cls(*read_files(Path(folder)), **kwargs)
 
 

@@ -31,14 +31,14 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.tensor import DTensor
 
 from baselines import family_of, load_tokenizer
-from checkpoint import Checkpoints
-from common import UserError, parse_args, read_json, speaking_to_the_user, written_whole
 from data import Corpus, document_starts
-from huggingface import find_folder, matched
 from model import GPT, GPTConfig
-from monitor import Monitor
-from parallel import average_gradients, device_mesh, join_world, set_weights, shard_model
-from runtime import autocast, matrix_dtype, stop_on_signals
+from plumbing.common import UserError, parse_args, read_json, speaking_to_the_user, written_whole
+from plumbing.huggingface import find_folder, matched
+from plumbing.runtime import autocast, matrix_dtype, stop_on_signals
+from training.checkpoint import Checkpoints
+from training.monitor import Monitor
+from training.parallel import average_gradients, device_mesh, join_world, set_weights, shard_model
 
 
 @dataclass(frozen=True)

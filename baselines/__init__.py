@@ -12,8 +12,8 @@ from importlib import import_module
 
 import torch
 
-from common import UserError, read_json
-from huggingface import find_folder
+from plumbing.common import UserError, read_json
+from plumbing.huggingface import find_folder
 from tokenizer import Tokenizer
 
 FAMILIES = {                                # model_type -> (module, class)

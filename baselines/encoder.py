@@ -25,9 +25,9 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from baselines import encoder_rows
-from common import UserError
-from huggingface import fill, find_folder, read_config, read_tensors, write_config, write_tensors
 from model import GPT
+from plumbing.common import UserError
+from plumbing.huggingface import fill, find_folder, read_config, read_tensors, write_config, write_tensors
 
 # What config.json calls our settings, and what it means in each family where it is silent.
 CONFIG = dict(vocab_size="vocab_size", n_positions="max_position_embeddings", n_embd="hidden_size",

@@ -11,9 +11,9 @@ Not here: the network (baselines/encoder.py).
 """
 import torch
 
-import heads
-from common import UserError
-from packed import Packed, Tree, even_rows
+from plumbing.common import UserError
+from questions import heads
+from questions.packed import Packed, Tree, even_rows
 
 NEW_TOKENS = {"option": (), "label": ()}        # that fine-tuning would have to add
 SPAN = ("[CLS]", "[SEP]", "[SEP]")              # spans.py: before the question, the context and the end

@@ -15,9 +15,9 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 import model
-from common import UserError
-from huggingface import read_config
 from model import GPT, GPTConfig
+from plumbing.common import UserError
+from plumbing.huggingface import read_config
 
 # Our name of a setting -> config.json's.
 NAMES = dict(vocab_size="vocab_size", n_positions="max_position_embeddings", n_embd="hidden_size", n_layer="num_layers",

@@ -27,13 +27,13 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))   # run as a script, Python looks in baselines/ alone
 from baselines import load_tokenizer  # noqa: E402
 from baselines.encoder import Encoder, EncoderConfig  # noqa: E402
-from checkpoint import Checkpoints  # noqa: E402
-from common import UserError, parse_args, speaking_to_the_user, written_whole  # noqa: E402
 from data import Corpus  # noqa: E402
-from monitor import forget_steps  # noqa: E402
-from parallel import World  # noqa: E402
-from runtime import autocast, matrix_dtype, pick_device, stop_on_signals  # noqa: E402
+from plumbing.common import UserError, parse_args, speaking_to_the_user, written_whole  # noqa: E402
+from plumbing.runtime import autocast, matrix_dtype, pick_device, stop_on_signals  # noqa: E402
 from train import learning_rate  # noqa: E402
+from training.checkpoint import Checkpoints  # noqa: E402
+from training.monitor import forget_steps  # noqa: E402
+from training.parallel import World  # noqa: E402
 
 NEW_TOKENS = ("[CLS]", "[SEP]", "[MASK]", "[PAD]")
 FREE = ("out", "steps", "micro_batch_size", "eval_every", "eval_windows", "checkpoint_every")

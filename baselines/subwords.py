@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import tokenizers
 
-from common import UserError, read_json, write_json, written_whole
+from plumbing.common import UserError, read_json, write_json, written_whole
 from tokenizer import BYTES, SHOWN, well_formed
 
 ENDS = ("</s>", "<|endoftext|>", "<|end_of_text|>", "[SEP]")      # the end of a text, where no file names it

@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # python looks for modules beside the script it runs
 
-from common import ROOT, git_commit, read_json, speaking_to_the_user, write_json  # noqa: E402
+from plumbing.common import ROOT, git_commit, read_json, speaking_to_the_user, write_json  # noqa: E402
 from prepare.vocabulary import PAPER_TERMS  # noqa: E402
 from tokenizer import Tokenizer  # noqa: E402
 

@@ -19,8 +19,8 @@ sys.path[:] = [str(HERE.parent), *(folder for folder in sys.path if folder != st
 
 import torch  # noqa: E402
 
-from common import ROOT, git_commit, parse_args, speaking_to_the_user  # noqa: E402
 from kernels.measure import require_gpu  # noqa: E402
+from plumbing.common import ROOT, git_commit, parse_args, speaking_to_the_user  # noqa: E402
 
 SMALL = ("--model.n-layer 12 --model.n-head 12 --model.n-embd 768 --batch-size 64 --micro-batch-size 32 --steps 600 "
          "--learning-rate 1e-3 --final-learning-rate 1e-4 --warmup-steps 60 --eval-every 100 --eval-windows 256 "

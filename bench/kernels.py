@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))   # python bench/kernels.py finds common.py
-from common import ROOT, git_commit, speaking_to_the_user, write_json
 from data import document_starts
 from kernels import cross_entropy, flash_attention, layer_norm, measure, require_triton
 from kernels.measure import SDPA, attention_ms, ceilings, median_ms, relative_error
+from plumbing.common import ROOT, git_commit, speaking_to_the_user, write_json
 
 # Best SDPA time / ours: what is required and what is aimed at; and against SDPA's flash backend alone
 TARGETS = {("forward", 1024): (0.75, 1.00), ("forward", 4096): (0.70, 0.88), ("forward", 8192): (0.68, 0.85),

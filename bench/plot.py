@@ -19,7 +19,7 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the repository's own modules, from any directory
 
-from common import UserError, parse_args, speaking_to_the_user, written_whole  # noqa: E402
+from plumbing.common import UserError, parse_args, speaking_to_the_user, written_whole  # noqa: E402
 
 COLOURS = ("#c33", "#27a", "#2a7", "#a5c", "#d83", "#555")
 NEEDED = ("step", "loss", "grad_norm", "lr")

@@ -18,12 +18,12 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # python looks for modules beside the script it runs
 
-from common import UserError, git_commit, parse_args, speaking_to_the_user, write_json  # noqa: E402
-from heads import Classifier, Reader  # noqa: E402
 from model import GPT, GPTConfig  # noqa: E402
-from packed import pack  # noqa: E402
-from questions import read_questions  # noqa: E402
-from runtime import autocast, pick_device  # noqa: E402
+from plumbing.common import UserError, git_commit, parse_args, speaking_to_the_user, write_json  # noqa: E402
+from plumbing.runtime import autocast, pick_device  # noqa: E402
+from questions.format import read_questions  # noqa: E402
+from questions.heads import Classifier, Reader  # noqa: E402
+from questions.packed import pack  # noqa: E402
 from tokenizer import Tokenizer  # noqa: E402
 
 REQUIRED = {"rows": 3.3, "padded": 5.0}

@@ -14,7 +14,7 @@ import transformers
 
 from data import Corpus
 from model import GPT
-from runtime import autocast, pick_device
+from plumbing.runtime import autocast, pick_device
 from train import learning_rate
 
 

@@ -32,12 +32,12 @@ sys.path[:] = [str(HERE.parent), *(folder for folder in sys.path if folder != st
 import torch  # noqa: E402
 import transformers  # noqa: E402
 
-from common import ROOT, git_commit, parse_args, speaking_to_the_user, write_json  # noqa: E402
-from fast_linear import choose_layout, lay_out  # noqa: E402
-from kernels.native import library  # noqa: E402
 from model import GPT, GPTConfig  # noqa: E402
-from runtime import bandwidth_meter, pick_device  # noqa: E402
+from plumbing.common import ROOT, git_commit, parse_args, speaking_to_the_user, write_json  # noqa: E402
+from plumbing.runtime import bandwidth_meter, pick_device  # noqa: E402
 from sample import KVCache, next_logits, one_token  # noqa: E402
+from sampling.fast_linear import choose_layout, lay_out  # noqa: E402
+from sampling.native import library  # noqa: E402
 
 NEAR, FAR, ROWS = 64, 900, 8        # tokens that are in the cache; samples of one prompt
 LONG = 10.0                         # seconds; a step that takes longer is not repeated

@@ -35,8 +35,8 @@ import tiktoken  # noqa: E402
 import tokenizers  # noqa: E402
 from tokenizers import models, pre_tokenizers, trainers  # noqa: E402
 
-from common import ROOT, UserError, git_commit, parse_args, speaking_to_the_user, write_json  # noqa: E402
-from prepare.documents import documents  # noqa: E402
+from plumbing.common import ROOT, UserError, git_commit, parse_args, speaking_to_the_user, write_json  # noqa: E402
+from plumbing.documents import documents  # noqa: E402
 from prepare.vocabulary import PAPER_TERMS  # noqa: E402
 from tokenizer import PATTERN, Tokenizer, count_pieces, learn_merges  # noqa: E402
 

@@ -35,12 +35,12 @@ import transformers  # noqa: E402
 
 import train  # noqa: E402
 from bench.rivals import plain, theirs  # noqa: E402
-from common import ROOT, UserError, git_commit, parse_args, read_json, speaking_to_the_user, write_json  # noqa: E402
 from data import Corpus  # noqa: E402
 from launch.plan import TORCH, step_memory  # noqa: E402
 from model import GPT  # noqa: E402
-from runtime import matrix_dtype, pick_device  # noqa: E402
-from shards import write_shard  # noqa: E402
+from plumbing.common import ROOT, UserError, git_commit, parse_args, read_json, speaking_to_the_user, write_json  # noqa: E402
+from plumbing.runtime import matrix_dtype, pick_device  # noqa: E402
+from plumbing.shards import write_shard  # noqa: E402
 
 OURS, THEIRS, PLAIN = "train.py", "transformers", "plain loop"
 

@@ -6,7 +6,7 @@ back to anything else: either the kernels run, or the caller hears why not.
 """
 import torch
 
-from common import UserError
+from plumbing.common import UserError
 
 CPU_POSES_AS = 80               # whose tiles the interpreter takes; the tests set it to try both
 MEND = "use --kernels torch, which needs nothing"

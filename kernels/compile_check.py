@@ -25,8 +25,8 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 import kernels
-from common import parse_args
 from kernels import cross_entropy, flash_attention, flash_decode, gelu, layer_norm
+from plumbing.common import parse_args
 
 # Shared memory a program may take (80 stands for all of sm_8x, where A10 and 4090 have least), and that of a processor
 SHARED_OF_PROGRAM = {80: 99 * 1024, 90: 227 * 1024}

@@ -27,9 +27,9 @@ import triton
 import triton.language as tl
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))   # python kernels/cross_entropy.py finds common.py
-from common import speaking_to_the_user
 from kernels import require_triton
 from kernels.measure import ceilings, line, median_ms, require_gpu
+from plumbing.common import speaking_to_the_user
 
 # Logits a program takes at a time: 8 a thread, three tiles in flight. With 16 warps a processor holds at most 4 rows,
 # and the 4 x 132 x 58 KB of all rows in work stay in the cache for their second pass.

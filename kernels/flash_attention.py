@@ -35,10 +35,10 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))   # python kernels/flash_attention.py finds common.py
-from common import speaking_to_the_user
 from kernels import architecture, require_triton
 from kernels.measure import HEADS, SDPA, WIDTH, attention_cost, attention_ms, ceilings, line, require_gpu
 from kernels.tiles import TILES, Tile
+from plumbing.common import speaking_to_the_user
 
 LOG2E, LN2 = tl.constexpr(1 / math.log(2)), tl.constexpr(math.log(2))
 L2_BYTES = 20 * 2**20         # of keys and values in work at a time: half of the A100's 40 MB, a third of the H200's 60

@@ -23,9 +23,9 @@ import triton
 import triton.language as tl
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))   # python kernels/flash_decode.py finds common.py
-from common import speaking_to_the_user
 from kernels import require_triton
 from kernels.measure import ceilings, graph_ms, line, require_gpu
+from plumbing.common import speaking_to_the_user
 
 LOG2E = tl.constexpr(1 / math.log(2))
 LOWEST = tl.constexpr(-1.0e30)       # where running maxima start; -inf would give inf - inf in a split without keys

@@ -26,9 +26,9 @@ import triton
 import triton.language as tl
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))   # python kernels/gelu.py finds common.py
-from common import speaking_to_the_user
 from kernels import require_triton
 from kernels.measure import ceilings, line, median_ms, require_gpu
+from plumbing.common import speaking_to_the_user
 
 SLOPE, CUBIC = tl.constexpr(0.7978845608028654), tl.constexpr(0.044715)         # sqrt(2/pi)
 ROWS, COLUMNS, WARPS = 8, 256, 4    # a tile is 8 rows of 512 bytes: 16 elements a thread

@@ -26,9 +26,9 @@ import triton
 import triton.language as tl
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))   # python kernels/layer_norm.py finds common.py
-from common import speaking_to_the_user
 from kernels import architecture, require_triton
 from kernels.measure import ceilings, line, median_ms, require_gpu
+from plumbing.common import speaking_to_the_user
 
 PROGRAMS = {80: 2 * 108, 90: 2 * 132}       # of the backward pass: two on each processor, with their own dw and db
 WARPS = 8                                   # a row of 2560 is 4096 lanes (a power of two): 16 a thread

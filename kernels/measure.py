@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from common import UserError
+from plumbing.common import UserError
 
 ROUNDS, WARM_UP = 100, 10
 

@@ -17,9 +17,9 @@ from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from baselines import shape_of
-from common import UserError
 from model import GPT
-from parallel import World, device_mesh, shard_model
+from plumbing.common import UserError
+from training.parallel import World, device_mesh, shard_model
 
 GPUS, GPUS_A_NODE, PEAK_FLOPS = 128, 8, 312e12       # A100-40GB, as the paper had them
 CAPACITY_GIB, SPARE_GIB = 39.4, 3.0                  # what nvidia-smi shows, and what is not counted here

@@ -17,11 +17,11 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
 from baselines import shape_of
-from heads import Classifier
 from model import GPT
-from packed import Tree
-from runtime import autocast
-from trainable import choose_weights, make_optimizer, trained
+from plumbing.runtime import autocast
+from questions.heads import Classifier
+from questions.packed import Tree
+from training.trainable import choose_weights, make_optimizer, trained
 
 GIB = 2**30
 WAYS = (("all weights, fp32", {}, 80), ("all weights, bf16, 8-bit moments",

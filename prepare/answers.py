@@ -25,10 +25,10 @@ import numpy as np
 import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))   # run as a script, Python looks in prepare/ alone
-from answers import SHARES, Item, splits_of, unasked  # noqa: E402
-from common import UserError, parse_args, speaking_to_the_user, write_json_lines  # noqa: E402
+from answers.examples import SHARES, Item, splits_of, unasked  # noqa: E402
+from answers.spans import read_squad  # noqa: E402
+from plumbing.common import UserError, parse_args, speaking_to_the_user, write_json_lines  # noqa: E402
 from prepare.qa import Malformed, read_records  # noqa: E402
-from spans import read_squad  # noqa: E402
 
 
 @dataclass(frozen=True)

@@ -31,13 +31,21 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # python looks for modules beside the script it runs
 # ruff: noqa: E402 (and what is imported from there comes after that line)
 
-from common import UserError, parse_args, read_json, speaking_to_the_user, write_json, write_json_lines, written_whole
-from metrics import guessing_accuracy
+from plumbing.common import (
+    UserError,
+    parse_args,
+    read_json,
+    speaking_to_the_user,
+    write_json,
+    write_json_lines,
+    written_whole,
+)
+from plumbing.shards import write_shard
 from prepare.demo_facts import ALSO_TRUE, FACTS, RELATIONS
 from prepare.demo_words import QUESTIONS, SCENES, SENTENCES
 from prepare.vocabulary import PAPER_TERMS
-from questions import Question, write_questions
-from shards import write_shard
+from questions.format import Question, write_questions
+from questions.metrics import guessing_accuracy
 from tokenizer import Tokenizer
 
 TITLES = ("{e}", "a study of {e}", "{e} revisited", "notes on {e}", "what we know about {e}", "a review of {e}",

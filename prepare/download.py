@@ -29,7 +29,7 @@ from urllib.request import Request, urlopen
 
 from tqdm import tqdm
 
-from common import UserError, written_whole
+from plumbing.common import UserError, written_whole
 
 USER_AGENT = "nanoBioMedLM (prepare/pubmed.py download; one connection)"
 NAME = re.compile(r'href="(?:[^"]*/)?(pubmed(\d\d)n(\d{4,})\.xml\.gz)"')

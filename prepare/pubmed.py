@@ -35,10 +35,10 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))   # run as a script, Python looks in prepare/ alone
 from baselines import load_tokenizer  # noqa: E402
-from common import UserError, parse_args, speaking_to_the_user, write_json, written_whole  # noqa: E402
-from prepare.documents import EMPTY, Bad, Record, documents, is_readable, parse, records  # noqa: E402, F401
+from plumbing.common import UserError, parse_args, speaking_to_the_user, write_json, written_whole  # noqa: E402
+from plumbing.documents import EMPTY, Bad, Record, documents, is_readable, parse, records  # noqa: E402, F401
+from plumbing.shards import write_shard  # noqa: E402
 from prepare.download import Download, download  # noqa: E402
-from shards import write_shard  # noqa: E402
 from tokenizer import Tokenizer  # noqa: E402
 
 CHUNK = 1 << 20      # bytes of raw records that a process encodes at a time

@@ -33,9 +33,9 @@ import numpy as np
 import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))   # run as a script, Python looks in prepare/ alone
-from common import UserError, parse_args, read_json, speaking_to_the_user  # noqa: E402
+from plumbing.common import UserError, parse_args, read_json, speaking_to_the_user  # noqa: E402
 from prepare.hub_qa import fetch  # noqa: E402
-from questions import Question, write_questions  # noqa: E402
+from questions.format import Question, write_questions  # noqa: E402
 
 SHOWN = 10           # of the bad records are printed; all are counted
 YES_NO = ["yes", "no"]

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import tyro
 
-from common import UserError, speaking_to_the_user, write_json
-from prepare.documents import Bad, documents
+from plumbing.common import UserError, speaking_to_the_user, write_json
+from plumbing.documents import Bad, documents
+from plumbing.tokenizer_files import read_ids
 from tokenizer import EOS, Tokenizer, count_pieces
-from tokenizer_files import read_ids
 
 PAPER_TERMS = ("chromatography", "cytotoxicity", "ECG", "GATA", "Immunohistochemistry", "myocardium", "nanoparticles",
                "photosynthesis", "probiotic", "thrombin")       # one token each in BioMedLM: table 3 of the paper

@@ -12,7 +12,7 @@ import torch
 from tokenizers import decoders, models, normalizers, processors, trainers
 
 from model import GPT, GPTConfig
-from shards import write_shard
+from plumbing.shards import write_shard
 from tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -23,8 +23,8 @@ from conftest import ROOT
 
 import finetune_answers  # noqa: F401
 import finetune_qa  # noqa: F401
-import tokenizer_files  # noqa: F401
 import train  # noqa: F401
+from plumbing import tokenizer_files  # noqa: F401
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["launched"])

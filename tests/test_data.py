@@ -2,9 +2,9 @@
 import numpy as np
 import pytest
 
-from common import UserError
 from data import Corpus, permute
-from shards import open_shard, write_shard
+from plumbing.common import UserError
+from plumbing.shards import open_shard, write_shard
 
 
 def corpus_of(folder, lengths, window=8, seed=0):

@@ -11,14 +11,14 @@ from launched import launched
 from transformers import GPT2LMHeadModel
 
 import finetune_answers
-import finetuning
-from answers import START, AnswerModel, Example, Item, Reader, read_items, splits_of, windows
-from common import UserError, parse_args
+from answers.examples import START, AnswerModel, Example, Item, Reader, read_items, splits_of, windows
 from finetune_answers import PRESETS, Answer, FinetuneAnswers
-from parallel import World
+from plumbing.common import UserError, parse_args
 from sample import load
 from tokenizer import Tokenizer
-from trainable import choose_weights
+from training import finetuning
+from training.parallel import World
+from training.trainable import choose_weights
 
 ALONE = World(0, 1, torch.device("cpu"))
 CITIES = ("scurvy", "syphilis", "glucose", "aspirin", "insulin")

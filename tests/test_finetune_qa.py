@@ -11,16 +11,16 @@ from conftest import tiny_model
 from launched import launched
 
 import finetune_qa
-import finetuning
-import heads
-from common import UserError
 from finetune_qa import FinetuneQA
-from heads import Classifier, Reader
-from packed import Tree, first_fit, pack
-from parallel import World
-from questions import Question, read_questions, write_questions
+from plumbing.common import UserError
+from questions import heads
+from questions.format import Question, read_questions, write_questions
+from questions.heads import Classifier, Reader
+from questions.packed import Tree, first_fit, pack
+from questions.zero_shot import ZeroShot
 from tokenizer import Tokenizer
-from zero_shot import ZeroShot
+from training import finetuning
+from training.parallel import World
 
 SEP = 301
 QUESTIONS = [Tree([5, 6, SEP], [[7, SEP], [8, 9, 10, SEP], [11, SEP]]),      # three options

@@ -1,6 +1,7 @@
 """The house rules: what the README says is so, and every file can be read."""
 import ast
 import functools
+import importlib
 import re
 import runpy
 import shlex
@@ -12,7 +13,7 @@ import pytest
 import tyro
 from conftest import ROOT
 
-import common
+from plumbing import common
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^(?:torchrun [^\n]*?|python )(\S+\.py[^\n#]*)", README, re.M)
@@ -20,7 +21,7 @@ RIVALS = re.findall(r"`(?:torchrun [^`]*?|python )(finetune\S+\.py[^`]*)`",
                     (ROOT / "results/baselines.md").read_text(encoding="utf-8"))
 FILES = [ROOT / name for name in subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True,
                                                 text=True).stdout.split()]
-SOURCES = [path for path in FILES if path.parent.name != "tests"]
+SOURCES = [path for path in FILES if path.relative_to(ROOT).parts[0] != "tests"]
 
 
 class Parsed(Exception):
@@ -73,12 +74,12 @@ def test_every_file_opens_with_what_it_is_for_and_has_no_globals(path):
 
 @pytest.mark.parametrize("script, config", [
     ("train", "Train"), ("finetune_qa", "FinetuneQA"), ("finetune_answers", "FinetuneAnswers"),
-    ("finetune_span", "FinetuneSpan"), ("sample", "Sample")])
+    ("answers.extraction", "FinetuneSpan"), ("sample", "Sample")])
 def test_every_setting_is_read_somewhere(script, config):
     # Whom a script hands its settings to.
-    rooms = ["finetuning", "trainable", "heads"] if script.startswith("finetune") else []
-    source = "".join((ROOT / f"{name}.py").read_text(encoding="utf-8") for name in [script, *rooms])
-    unread = [f.name for f in fields(getattr(__import__(script), config))
+    rooms = [] if script in ("train", "sample") else ["training.finetuning", "training.trainable", "questions.heads"]
+    source = "".join((ROOT / f"{name.replace('.', '/')}.py").read_text(encoding="utf-8") for name in [script, *rooms])
+    unread = [f.name for f in fields(getattr(importlib.import_module(script), config))
               if not re.search(rf"cfg\.{f.name}\b|\"{f.name}\"", source)]
     assert not unread
 

@@ -11,10 +11,10 @@ import transformers
 from conftest import tiny_config, tiny_model
 from safetensors.torch import load_file, save_file
 
-import huggingface
-from common import UserError
 from data import document_starts
 from model import GPT, CrossEntropy, GPTConfig
+from plumbing import huggingface
+from plumbing.common import UserError
 from sample import KVCache
 
 IDS_BT = torch.randint(301, (2, 29), generator=torch.Generator().manual_seed(1))

@@ -9,8 +9,8 @@ import transformers
 from conftest import run_script, tiny_model
 
 import sample
-from common import UserError, speaking_to_the_user
 from model import GPT
+from plumbing.common import UserError, speaking_to_the_user
 from sample import Sample, choose, generate, log_probabilities, main, penalize, stream
 from tokenizer import Tokenizer
 

@@ -18,7 +18,7 @@ import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
 import tokenizer as module
-from common import ROOT, UserError
+from plumbing.common import ROOT, UserError
 from prepare.vocabulary import PAPER_TERMS
 from tokenizer import EOS, Tokenizer, count_pieces, cut, learn_merges, well_formed
 

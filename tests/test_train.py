@@ -14,10 +14,10 @@ from conftest import run_script, tiny_config
 from launched import Launch, launched
 
 import train
-from checkpoint import complete_checkpoints as checkpoints
-from common import UserError
 from model import GPT
+from plumbing.common import UserError
 from tokenizer import Tokenizer
+from training.checkpoint import complete_checkpoints as checkpoints
 
 
 def ten_steps(world, folder):

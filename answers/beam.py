@@ -1,0 +1,82 @@
+"""Beam search: the likeliest text instead of the likeliest next token.
+
+Teaches why a search is needed (the best text need not begin with the best token), what a length penalty repairs (every
+token costs probability, so the likeliest text is a short one: scores are divided by length ** penalty), and what it
+does not: likely text repeats itself, so an n-gram that has occurred can be forbidden.
+Not here: sampling and the cache of keys and values (sample.py).
+
+The paper's summaries: 5 beams, length penalty -0.5, no 6-gram twice, at least 5 tokens. A penalty below 0 prefers short
+texts. Choices and scores are those of transformers' generate(num_beams=...), token by token.
+"""
+from typing import Literal
+
+import torch
+
+from plumbing.common import UserError
+from sample import KVCache, next_logits
+
+Stopping = Literal["full", "likely", "never"]      # transformers' early_stopping=True, False, "never"
+
+
+@torch.inference_mode()
+def beam_search(model, prompts, max_new_tokens, beams=5, length_penalty=1.0, no_repeat_ngram=0, min_new_tokens=0,
+                stopping: Stopping = "likely", eos_id=-1):
+    """The best continuations of each prompt (lists of ids, of one length): [[(score, ids), ...], ...], up to `beams`
+    of them, the best first, without eos_id. score: log p / length ** length_penalty; both count eos_id.
+
+    A search ends with `beams` finished texts: at once ("full"), or when the best running text could not beat the worst
+    of them, judged by its present length ("likely") or by the length that would favour it most ("never").
+    """
+    P, W, T, device = len(prompts), beams, len(prompts[0]), model.ln_f.weight.device
+    max_new_tokens = min(max_new_tokens, model.cfg.n_positions - T)
+    text_RT = torch.tensor(prompts, device=device)                    # R = P W running texts, prompt by prompt
+    cache = KVCache(model.cfg, P, T + max_new_tokens, model.ln_f.weight)
+    logits_RV = next_logits(model, cache, text_RT).repeat_interleave(W, 0)
+    if not logits_RV.isfinite().all():
+        raise UserError("the model predicts no numbers (NaN or infinity): its weights are damaged")
+    cache.repeat(W)
+    text_RT, V = text_RT.repeat_interleave(W, 0), logits_RV.shape[1]
+    score_PW = torch.full((P, W), -1e9, device=device)                # W equal texts: only the first may branch
+    score_PW[:, 0] = 0.0
+    finished, done = [[] for _ in prompts], [False] * P
+    for n in range(1, max_new_tokens + 1):
+        log_p_RV = logits_RV.float().log_softmax(-1)
+        forbid_repeats(log_p_RV, text_RT, no_repeat_ngram)
+        if n <= min_new_tokens and eos_id >= 0:
+            log_p_RV[:, eos_id] = -torch.inf
+        # Twice as many candidates as beams: even if all of the first half end, W go on.
+        top_PC, index_PC = (score_PW[:, :, None] + log_p_RV.view(P, W, V)).flatten(1).topk(2 * W)
+        row_PC, token_PC = index_PC // V + W * torch.arange(P, device=device)[:, None], index_PC % V
+        ends_PC = (token_PC == eos_id) | (n == max_new_tokens)
+        for p in [p for p in range(P) if not done[p]]:
+            for c in ends_PC[p, :W].nonzero()[:, 0].tolist():         # the second half is never good enough to end
+                ids = [*text_RT[row_PC[p, c], T:].tolist(), token_PC[p, c].item()]
+                finished[p].append((top_PC[p, c].item() / n ** length_penalty, ids[:-1] if ids[-1] == eos_id else ids))
+            finished[p] = sorted(finished[p], key=lambda one: -one[0])[:W]
+        score_PW, keep_PW = (top_PC - 1e9 * ends_PC).topk(W)
+        row_R, token_R = row_PC.gather(1, keep_PW).flatten(), token_PC.gather(1, keep_PW).flatten()
+        text_RT = torch.cat([text_RT[row_R], token_R[:, None]], 1)
+        longest = max_new_tokens if stopping == "never" and length_penalty > 0 else n
+        for p, best in enumerate((score_PW[:, 0] / longest ** length_penalty).tolist()):
+            done[p] |= len(finished[p]) == W and (stopping == "full" or best <= finished[p][-1][0])
+        if all(done) or n == max_new_tokens:
+            return finished
+        follow(cache, row_R)
+        logits_RV = next_logits(model, cache, token_R[:, None])
+
+
+def forbid_repeats(log_p_RV, text_RT, n):
+    """No token that would complete an n-gram which the text, prompt included, has had already; 0 forbids nothing."""
+    T = text_RT.shape[1]
+    if not 0 < n <= T:
+        return
+    grams_RGN = text_RT.unfold(1, n, 1)
+    r, g = (grams_RGN[:, :, :-1] == text_RT[:, None, T - n + 1:]).all(-1).nonzero(as_tuple=True)
+    log_p_RV[r, grams_RGN[r, g, -1]] = -torch.inf
+
+
+def follow(cache, row_R):
+    """Row r of the cache becomes what row row_R[r] was: the past of the text that goes on there."""
+    n = cache.length
+    cache.k_LBHKS[..., :n] = cache.k_LBHKS[:, row_R, :, :, :n]
+    cache.v_LBHSK[:, :, :, :n] = cache.v_LBHSK[:, row_R, :, :n]

@@ -1,0 +1,181 @@
+"""Questions that are answered in words: their file format, and what the model reads and learns of them.
+
+    source <|startoftext|> target <|endoftext|>            the loss is that of the target and of <|endoftext|> alone
+
+Teaches the paper's format for paragraphs and summaries (section 4), how examples share a row without seeing each
+other, and what happens to a text that is too long: a prompt loses its end, as in the paper; a context is cut into
+windows that overlap, so that an answer broken by one window's end stands whole in another.
+Not here: the loop (finetune_answers.py), generation (sample.py, beam.py), scores (text_metrics.py).
+
+A file has a JSON object a line: {"prompt", "answer"}. Optional: "id"; "context", a text to answer from; "answers", all
+that count as right; "group", what must not be divided between training and test (a document, a question that is asked
+of several contexts); "split", train, dev or test.
+"""
+import zlib
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from data import document_starts
+from plumbing.common import UserError, read_json_lines
+from questions.packed import first_fit
+
+START = "<|startoftext|>"
+SHARES = {"train": 0.8, "dev": 0.1, "test": 0.1}
+
+
+@dataclass(frozen=True)
+class Item:
+    """A prompt and the answer to it."""
+    id: str
+    prompt: str
+    answer: str
+    context: str = ""
+    answers: tuple[str, ...] = ()    # all that count as right; none is: the answer alone
+    group: str = ""
+    split: str = ""
+
+    def check(self):
+        """Raise ValueError if this is nothing that can be learned."""
+        if not all(isinstance(text, str) for text in (self.prompt, self.answer, self.context, *self.answers)):
+            raise ValueError("prompt, answer, context and answers must be text")
+        if not self.prompt.strip() or not self.answer.strip():
+            raise ValueError("the prompt or the answer is empty")
+        if self.split not in ("", *SHARES):
+            raise ValueError(f"split {self.split!r} is none of {', '.join(SHARES)}")
+
+
+def read_items(path):
+    """The items of a file, each with a split; UserError names the line that is wrong."""
+    items = read_json_lines(path, "prompt and answer",
+                            "prepare/answers.py writes one, or write JSON lines with prompt, answer", item_of)
+    items = [replace(item, id=item.id or str(number)) for number, item in enumerate(items, 1)]
+    if len({item.split == "" for item in items}) > 1:
+        raise UserError(f"{path}: some lines name their split and some do not; name all or none")
+    return items
+
+
+def item_of(record):
+    item = Item(str(record.get("id", "")), record["prompt"], record["answer"], record.get("context", ""),
+                tuple(record.get("answers", ())), str(record.get("group", record["prompt"])), record.get("split", ""))
+    item.check()
+    return item
+
+
+def splits_of(items, shares=None):
+    """{"train": items, "dev": ..., "test": ...}: those that the items name, or one by the groups' hashes, the same in
+    every run. In the order of a hash, so that the first n are a sample."""
+    if not all(item.split for item in items):
+        order = sorted({item.group for item in items}, key=hashed)
+        names, ends = zip(*(shares or SHARES).items(), strict=True)
+        ends = np.round(np.cumsum(ends) * len(order))
+        split = {group: names[int((ends <= i).sum())] for i, group in enumerate(order)}
+    else:
+        split = {}
+    by_name = {name: [] for name in SHARES}
+    for item in sorted(items, key=lambda item: (hashed(item.group), hashed(item.id))):
+        by_name[split.get(item.group, item.split)].append(item)
+    return by_name
+
+
+def unasked(items, test):
+    """The items of which the test has neither the question nor the context."""
+    asked = {item.group for item in test} | {item.prompt.lower() for item in test}
+    read = {item.context for item in test} - {""}
+    return [item for item in items if not asked & {item.group, item.prompt.lower()} and item.context not in read]
+
+
+def hashed(text):
+    return zlib.crc32(text.encode())
+
+
+@dataclass(frozen=True)
+class Example:
+    """What one row holds: the source's tokens with <|startoftext|> behind them, the target's with <|endoftext|>."""
+    source: list[int]
+    target: list[int]
+
+    def __len__(self):
+        return len(self.source) + len(self.target)
+
+
+class Reader:
+    """Turns items into ids; `cut` counts the prompts and answers that were too long and lost their end."""
+
+    def __init__(self, tok, start_id, max_source, max_target, stride):
+        self.tok, self.start_id, self.cut = tok, start_id, 0
+        self.front = list(tok.front)     # nothing, or what a model of another family wants first
+        self.max_source, self.max_target, self.stride = max_source, max_target, stride
+
+    def shortened(self, ids, room):
+        self.cut += len(ids) > room
+        return ids[:room]
+
+    def windows(self, item):
+        """(pieces of the context, the prompt's ids): without a context one piece, and that is empty."""
+        asked = ("\n" if item.context else "") + item.prompt.strip()
+        asked = self.shortened(self.tok.encode(asked).tolist(), self.max_source)
+        return windows(self.tok.encode(item.context.strip()).tolist(), self.max_source - len(asked), self.stride), asked
+
+    def sources(self, item):
+        """The sources of an item: one, or one for each window of its context."""
+        pieces, asked = self.windows(item)
+        return [[*self.front, *piece, *asked, self.start_id] for piece in pieces]
+
+    def target(self, text):
+        return [*self.shortened(self.tok.encode(text.strip()).tolist(), self.max_target), self.tok.eos_id]
+
+    def examples(self, item, every_window=False):
+        """The answer behind the windows that hold it (if none does: behind the first). With every_window, as training
+        wants it, the others follow: they are to be answered with nothing."""
+        (pieces, asked), target = self.windows(item), self.target(item.answer)
+        holds = [item.answer.strip() in self.tok.decode(piece) for piece in pieces]
+        holds[0] |= not any(holds)
+        return [Example([*self.front, *piece, *asked, self.start_id], target if held else [self.tok.eos_id])
+                for piece, held in zip(pieces, holds, strict=True) if held or every_window]
+
+
+def windows(ids, room, stride):
+    """Windows of `room` ids, each `stride` behind the last, until the end is in one (BERT's doc_stride)."""
+    if len(ids) <= room or room < 1:
+        return [ids[:max(0, room)]]
+    stride = min(stride, room)
+    return [ids[start:start + room] for start in range(0, len(ids) - room + stride, stride)]
+
+
+class AnswerModel(nn.Module):
+    """A GPT as it is: the log-probability of each example's target behind its source."""
+
+    def __init__(self, gpt, eos_id):
+        super().__init__()
+        self.gpt, self.eos_id = gpt, eos_id
+
+    @property
+    def h(self):
+        return self.gpt.h            # the blocks, where parallel.py looks for what it is to slice
+
+    def forward(self, examples):
+        """log_p_N in nats (fp32), one for each example."""
+        device = self.gpt.ln_f.weight.device
+        # As in heads.py: rows no longer than a third of D keep attention to 6 % of the work, if the examples allow it.
+        lengths = [len(example) for example in examples]
+        rows = first_fit(lengths, max(self.gpt.cfg.n_embd // 3, *lengths))
+        width = max(sum(lengths[i] for i in row) for row in rows)
+        ids_BT, places = torch.full((len(rows), width), self.eos_id), []
+        for b, row in enumerate(rows):
+            t = 0
+            for i in row:
+                ids_BT[b, t:t + lengths[i]] = torch.tensor(examples[i].source + examples[i].target)
+                first, t = t + len(examples[i].source), t + lengths[i]
+                places += [(b, at, i) for at in range(first, t)]
+        ids_BT, (row_M, target_M, example_M) = ids_BT.to(device), torch.tensor(places, device=device).T
+        # Every example ends in <|endoftext|>, and padding is nothing else: documents, as in pretraining.
+        start_BT = document_starts(ids_BT, self.eos_id)
+        position_BT = torch.arange(width, device=device) - start_BT
+        x_BTD = self.gpt.hidden(ids_BT, doc_start_BT=start_BT, position_BT=position_BT)
+        logits_MV = self.gpt.logits(x_BTD[row_M, target_M - 1]).float()            # only where a target is predicted
+        log_p_M = -F.cross_entropy(logits_MV, ids_BT[row_M, target_M], reduction="none")
+        return log_p_M.new_zeros(len(examples)).index_add(0, example_M, log_p_M)

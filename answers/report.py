@@ -1,0 +1,87 @@
+"""From answers to a report: the model's scores beside those of systems that know nothing.
+
+Teaches what belongs to a ROUGE before it can be believed: its interval, what the question itself or the first sentence
+reaches, and how far the references repeat themselves or copy, too.
+Not here: the scores (text_metrics.py).
+"""
+from answers.scores import (
+    bootstrap,
+    exact_match,
+    factoid_scores,
+    first_sentence,
+    mean,
+    ranked_answers,
+    squad2_scores,
+    text_scores,
+    token_f1,
+)
+
+
+def assess(short, test, predictions):
+    """What report.json says of the answers, of the references themselves where that makes sense, and of baselines."""
+    sources = [f"{item.context} {item.prompt}".strip() for item in test]
+    systems = {"model": [record["answer"] for record in predictions],
+               "first sentence": [first_sentence(item.context or item.prompt) for item in test],
+               "the question itself": [item.prompt for item in test]}
+    nats = bootstrap([(-record["reference_log_probability"], record["reference_tokens"]) for record in predictions],
+                     [item.group for item in test])
+    report = {"n": len(test), "reference_log_perplexity": nats}
+    if short:
+        found = {name: [[(output, 0.0)] for output in outputs] for name, outputs in systems.items()}
+        found["model"] = [record["candidates"] for record in predictions]
+        return report | {name: short_scores(test, candidates) for name, candidates in found.items()}
+    references = [item.answer for item in test]
+    report |= {name: text_scores(outputs, references, sources) for name, outputs in systems.items()}
+    return report | {"the references": {name: value for name, value in text_scores(
+        references, references, sources).items() if isinstance(value, float)}}
+
+
+def short_scores(test, *runs):
+    """Exact match and F1 of each item, as SQuAD's script; strict, lenient and MRR of each group's list, as BioASQ. Each
+    run has the candidates of each item; of several the mean, and a group's of all runs are drawn together."""
+    right, of, n = [item.answers or (item.answer,) for item in test], [item.group for item in test], len(runs)
+    best = [(ranked_answers(found) or [""])[0] for candidates in runs for found in candidates]
+    scores = {name: mean([score(b, r) for b, r in zip(best, right * n, strict=True)], of * n)
+              for name, score in (("exact_match", exact_match), ("f1", token_f1))}
+    members = {group: [i for i, its in enumerate(of) if its == group] for group in dict.fromkeys(of)}
+    ranks = []
+    for candidates in runs:
+        for of_group in members.values():
+            found = ranked_answers([one for i in of_group for one in candidates[i]])
+            ranks.append(factoid_scores(found, {answer for i in of_group for answer in right[i]}))
+    scores |= {name: mean(values, [*range(len(members))] * n)
+               for name, *values in zip(("strict", "lenient", "mrr"), *ranks, strict=True)}
+    return scores | {"questions": float(len(members))}
+
+
+def span_scores(test, silence, *runs):
+    """The scores of the records of one or more runs of extraction. Where a question may have no answer (silence), as
+    SQuAD 2.0's script: of all, of those with an answer and of those without; else short_scores."""
+    if not silence and all(item.answers for item in test):
+        return short_scores(test, *([record["candidates"] for record in records] for records in runs))
+    rows_N2 = [squad2_scores(record["answer"], item.answers) for records in runs
+               for item, record in zip(test, records, strict=True)]
+    has_N, of = [bool(item.answers) for item in test] * len(runs), [item.group for item in test] * len(runs)
+    scores = {}
+    for prefix, wanted in (("", (True, False)), ("has_answer_", (True,)), ("no_answer_", (False,))):
+        chosen = [i for i, has in enumerate(has_N) if has in wanted]
+        for column, name in enumerate(("exact_match", "f1")) if chosen else ():
+            scores[prefix + name] = mean([rows_N2[i][column] for i in chosen], [of[i] for i in chosen])
+    return scores | {"answerable": float(sum(has_N) // len(runs))}
+
+
+def summary(report):
+    """The lines to print: a system a line."""
+    lines = [f"{report['n']:,} test items; the references have a log-perplexity of "
+             f"{shown(report['reference_log_perplexity'])} nats a token"]
+    for system in ("model", "first sentence", "the question itself", "the references"):
+        if system in report:
+            scores = "  ".join(f"{name} {shown(value)}" for name, value in report[system].items())
+            lines.append(f"{system:20} {scores}")
+    return "\n".join(lines)
+
+
+def shown(value):
+    if not isinstance(value, dict):
+        return f"{value:.3g}"
+    return f"{value['value']:.3f} [{value['interval'][0]:.3f}, {value['interval'][1]:.3f}]"

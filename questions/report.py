@@ -1,0 +1,144 @@
+"""From predictions to a report: the same numbers whoever predicted, our loop or a file from anywhere.
+
+Teaches what belongs to an accuracy before it can be believed: its interval, its spread over seeds, F1, calibration,
+what guessing reaches, whether the test was in the training set, and whether it beats another model on the same
+questions or was lucky.
+Not here: the formulas (metrics.py, overlap.py).
+
+A file of predictions has a JSON object a line: {"id", "prediction"}, the prediction an index or an option's text;
+"scores" (a number an option) if there are any, "seed" if there were several runs.
+"""
+import re
+
+import numpy as np
+
+from plumbing.common import UserError, read_json_lines
+from questions.metrics import (
+    accuracy,
+    brier_score,
+    calibration_error,
+    guessing_accuracy,
+    macro_f1,
+    mean_and_deviation,
+    paired_test,
+    wilson_interval,
+)
+from questions.overlap import overlap
+
+
+def predictions_of(seed, questions, scores):
+    """The records of predictions.jsonl; scores: a list of numbers a question."""
+    return [{"seed": seed, "id": q.id, "scores": s, "prediction": int(np.argmax(s)), "answer": q.answer}
+            for q, s in zip(questions, scores, strict=True)]
+
+
+def read_predictions(path, questions):
+    """The records of a file, checked to answer each question once a seed; UserError says where they do not."""
+    by_id, seen = {q.id: q for q in questions}, set()
+
+    def checked(record):
+        if str(record["id"]) not in by_id:
+            raise ValueError(f"{record['id']} is no question of the file")
+        record = prediction(record, by_id[str(record["id"])])
+        if (record["seed"], record["id"]) in seen:
+            raise ValueError(f"answers {record['id']} a second time")
+        seen.add((record["seed"], record["id"]))
+        return record
+
+    records = read_json_lines(path, "prediction", "finetune_qa.py writes predictions.jsonl", checked)
+    for seed in {record["seed"] for record in records}:
+        if lacking := {q.id for q in questions} - {id_ for of, id_ in seen if of == seed}:
+            raise UserError(f"{path}: {len(lacking):,} of {len(questions):,} questions have no prediction, "
+                            f"as {min(lacking)}; all must be answered")
+    return records
+
+
+def prediction(record, q):
+    scores = record.get("scores")
+    if scores is not None and (len(scores) != len(q.options) or not np.isfinite(np.array(scores, float)).all()):
+        raise ValueError(f"scores must be {len(q.options)} numbers, one an option")
+    chosen = record["prediction"] if "prediction" in record or scores is None else int(np.argmax(scores))
+    if isinstance(chosen, str):
+        chosen = [option.strip().lower() for option in q.options].index(chosen.strip().lower())
+    if type(chosen) is not int or not 0 <= chosen < len(q.options):
+        raise ValueError(f"prediction {chosen!r} is none of the {len(q.options)} options")
+    return {"seed": record.get("seed", 0), "id": q.id, "scores": scores, "prediction": chosen, "answer": q.answer}
+
+
+def assess(questions, records, train=None, compare=""):
+    """What report.json says of predictions (each seed's in any order). With the training questions: guessing and
+    overlap. With compare, a file of predictions for the same questions: the paired test."""
+    runs = {}
+    for record in records:
+        runs.setdefault(record["seed"], {})[record["id"]] = record
+    per_seed = [{"seed": seed} | of_run(questions, [run[q.id] for q in questions]) for seed, run in runs.items()]
+    mean, deviation = mean_and_deviation([run["accuracy"] for run in per_seed])
+    report = {"accuracy": mean, "deviation": deviation, "interval": wilson_interval(mean, len(questions))}
+    for name in ("macro_f1", "ece", "brier"):
+        if all(name in run for run in per_seed):
+            report[name] = mean_and_deviation([run[name] for run in per_seed])[0]
+    report |= {"n": len(questions), "per_seed": per_seed, "chance": guessing_accuracy([], questions)[0]}
+    if train is not None:
+        report |= {"commonest_answer": guessing_accuracy(train, questions)[1], "overlap": overlap(train, questions)}
+    if parts := by_name(questions, records):
+        report["parts"] = parts
+    if compare:
+        theirs = read_predictions(compare, questions)
+        ours, others = (share_right(questions, them) for them in (records, theirs))
+        report["compare"] = {"file": str(compare), "accuracy": float(np.mean(others)),
+                             "difference": float(np.mean(ours) - np.mean(others)), "p": paired_test(ours, others)}
+    return report
+
+
+def of_run(questions, records):
+    """The scores of one seed. F1 counts by the options' names where all questions have the same, else by position."""
+    shared = len({tuple(sorted(q.options)) for q in questions}) == 1
+    predicted, answers = ([q.options[r[key]] if shared else r[key] for q, r in zip(questions, records, strict=True)]
+                          for key in ("prediction", "answer"))
+    right = accuracy(predicted, answers)
+    run = {"accuracy": right, "n": len(questions), "interval": wilson_interval(right, len(questions)),
+           "macro_f1": macro_f1(predicted, answers)}
+    scores = [r["scores"] for r in records]
+    if all(s is not None for s in scores):
+        run |= {"ece": calibration_error(scores, [q.answer for q in questions]),
+                "brier": brier_score(scores, [q.answer for q in questions])}
+    return run
+
+
+def by_name(questions, records):
+    """The score of each part of a test whose ids are NAME-NUMBER, as MMLU's subjects are; {} where they are not."""
+    names = [match[1] if (match := re.fullmatch(r"(.+)-\d+", q.id)) else "" for q in questions]
+    if "" in names or not 2 <= len(set(names)) <= 20:
+        return {}
+    parts, right = {}, share_right(questions, records)
+    for part in sorted(set(names)):
+        of_part = [r for name, r in zip(names, right, strict=True) if name == part]
+        mean = sum(of_part) / len(of_part)
+        parts[part] = {"accuracy": mean, "interval": wilson_interval(mean, len(of_part)), "n": len(of_part)}
+    return parts
+
+
+def share_right(questions, records):
+    right = {q.id: [] for q in questions}
+    for record in records:
+        right[record["id"]].append(record["prediction"] == record["answer"])
+    return [sum(answers) / len(answers) for answers in right.values()]
+
+
+def summary(report):
+    """The lines to print."""
+    low, high = report["interval"]
+    lines = [f"accuracy {report['accuracy']:.1%} +- {report['deviation']:.1%} over {len(report['per_seed'])} seeds, "
+             f"95 % interval {low:.1%} to {high:.1%} on {report['n']} questions; macro-F1 {report['macro_f1']:.3f}",
+             f"chance {report['chance']:.1%}"]
+    if "commonest_answer" in report:
+        lines[1] += (f", commonest answer {report['commonest_answer']:.1%}; of the test, {report['overlap']['exact']} "
+                     f"questions are in the training set and {report['overlap']['near']} nearly")
+    if "ece" in report:
+        lines[1] += f"; calibration error {report['ece']:.3f}, Brier {report['brier']:.3f}"
+    for name, part in report.get("parts", {}).items():
+        lines.append(f"  {name}: {part['accuracy']:.1%} of {part['n']}")
+    if "compare" in report:
+        other = report["compare"]
+        lines.append(f"{other['difference']:+.1%} against {other['file']}, p = {other['p']:.4f} (paired)")
+    return "\n".join(lines)

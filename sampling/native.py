@@ -1,0 +1,107 @@
+"""The .c files here, compiled on the machine that runs them, and called on torch's tensors.
+
+Teaches that a loop in C needs no build system: a compiler, a shared library beside Python's own compiled files, ctypes;
+and that where memory lies matters as much as how it is read.
+Not here: the loops, and why they look as they do (the .c files); which weights they are used for (fast_linear.py).
+"""
+import ctypes
+import functools
+import hashlib
+import math
+import mmap
+import os
+import shlex
+import shutil
+import subprocess
+from contextlib import suppress
+from ctypes import c_long, c_void_p
+from pathlib import Path
+
+import torch
+
+from plumbing.common import written_whole
+
+HERE = Path(__file__).parent
+SOURCES = [HERE / name for name in ("matvec.c", "attend.c", "cpu_step.c")]
+FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC")
+LINE = 64                        # bytes that memory gives at once
+
+
+class Matrix(ctypes.Structure):
+    """native.h's: a matrix that lies in_lines."""
+    _fields_ = [("kind", c_long), ("W", c_void_p), ("scale", c_void_p), ("bias", c_void_p), ("outputs", c_long),
+                ("inputs", c_long)]
+
+    def __init__(self, W_OC, scale_O, bias_O, inputs):
+        scale, bias = (None if vector_O is None else vector_O.data_ptr() for vector_O in (scale_O, bias_O))
+        super().__init__(W_OC.itemsize, W_OC.data_ptr(), scale, bias, len(W_OC), inputs)
+
+
+@functools.cache
+def library():
+    """(the compiled functions, ""), or (None, why there are none)."""
+    compiler = shlex.split(os.environ.get("CC", "cc"))
+    if not compiler or not shutil.which(compiler[0]):
+        return None, "there is no C compiler (install gcc or clang, or name yours in CC)"
+    # Another processor may share this folder: what it compiled is not for this one.
+    content = [source.read_text() for source in (HERE / "native.h", *SOURCES)]
+    content += [compiler, FLAGS, sorted(torch.cpu.get_capabilities().items())]
+    path = HERE / "__pycache__" / f"native-{hashlib.sha256(str(content).encode()).hexdigest()[:16]}.so"
+    try:
+        if not path.is_file():
+            with written_whole(path) as temporary:
+                subprocess.run([*compiler, *FLAGS, *map(str, SOURCES), "-lm", "-o", str(temporary)], check=True,
+                               capture_output=True)
+        functions = ctypes.CDLL(str(path))
+    except (OSError, subprocess.CalledProcessError) as error:
+        said = getattr(error, "stderr", b"") or str(error).encode()
+        return None, f"kernels/*.c could not be compiled ({said.decode(errors='replace').strip().splitlines()[-1]})"
+    functions.matvec.argtypes = [ctypes.POINTER(Matrix)] + [c_void_p] * 3 + [c_long] * 2
+    functions.cpu_step.argtypes = [c_void_p] * 2 + [c_long] * 2
+    functions.read_all.argtypes = [c_void_p] + [c_long] * 2
+    return functions, ""
+
+
+def in_huge_pages(*shape, dtype):
+    """A tensor of zeros in pages of 2 MB, where the system has them: reading it is about a tenth faster.
+
+    TRAP: Python's mmap is shared unless told otherwise, and shared memory gets no such pages.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if not hasattr(mmap, "MADV_HUGEPAGE") or not size:           # Linux has it
+        return torch.zeros(shape, dtype=dtype)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):                                      # a kernel without them: small ones then
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype).view(shape)
+
+
+def in_lines(W_OI):
+    """A copy of W_OI as matvec reads it: each row is followed by zeros up to a multiple of LINE bytes."""
+    outputs, inputs = W_OI.shape
+    in_line = LINE // W_OI.itemsize
+    W_OC = in_huge_pages(outputs, -(-inputs // in_line) * in_line, dtype=W_OI.dtype)
+    W_OC[:, :inputs] = W_OI
+    return W_OC
+
+
+def room_for(rows, inputs):
+    """Where matvec lays `rows` of inputs as it wants to read them."""
+    return torch.empty(rows * (-(-inputs // LINE) * LINE + 1))
+
+
+def matvec(x_BI, W_OC, scale_O=None, bias_O=None):
+    """y_BO = x_BI W^T + bias_O in fp32, for W_OC = in_lines(W_OI) in fp32, bf16, or int8 (times scale_O)."""
+    (rows, inputs), x_BI = x_BI.shape, x_BI.contiguous()
+    assert x_BI.dtype == torch.float32 and 0 <= W_OC.shape[1] - inputs < LINE // W_OC.itemsize
+    y_BO, room = torch.empty(rows, len(W_OC)), room_for(rows, inputs)
+    library()[0].matvec(Matrix(W_OC, scale_O, bias_O, inputs), x_BI.data_ptr(), y_BO.data_ptr(), room.data_ptr(), rows,
+                        torch.get_num_threads())
+    return y_BO
+
+
+def read_all(numbers):
+    """Read a tensor of fp32 (in_huge_pages) as fast as memory gives it, but for a rest below 512 bytes a thread."""
+    threads = torch.get_num_threads()
+    each = 128 * threads
+    library()[0].read_all(numbers.data_ptr(), numbers.numel() // each * each, threads)

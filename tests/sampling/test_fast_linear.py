@@ -1,0 +1,190 @@
+"""Every layout of the weights computes what F.linear does, within the error that its precision allows."""
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import tiny_model
+
+from plumbing.runtime import read_bandwidth
+from sample import generate
+from sampling import fast_linear
+from sampling.fast_linear import LAYOUTS, FastLinear, available, choose_layout, has, lay_out, quantize
+from sampling.native import in_lines, library, matvec
+
+CPU = torch.device("cpu")
+X86 = "x86" in torch.backends.quantized.supported_engines
+BF16 = has("avx512_bf16", "amx_bf16")
+needs_a_compiler = pytest.mark.skipif(bool(library()[1]), reason=library()[1])
+IDS_BT = torch.randint(301, (2, 20), generator=torch.Generator().manual_seed(1))
+
+
+def weights():
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(70, 48, generator=generator), torch.randn(70, generator=generator)
+
+
+def error(y, reference):
+    return ((y.double() - reference).norm() / reference.norm()).item()
+
+
+@pytest.mark.parametrize("rows", [1, 2, 33])
+@pytest.mark.parametrize("layout, dtype, bound", [
+    ("plain", torch.float32, 1e-6), ("blocks", torch.float32, 1e-6), ("blocks", torch.bfloat16, 5e-3),
+    ("int8_any", torch.float32, 1e-2),
+    pytest.param("matvec", torch.float32, 1e-6, marks=needs_a_compiler),
+    pytest.param("matvec", torch.bfloat16, 5e-3, marks=needs_a_compiler),
+    pytest.param("matvec_int8", torch.float32, 1e-2, marks=needs_a_compiler),
+    pytest.param("int8", torch.float32, 2.5e-2, marks=pytest.mark.skipif(not X86, reason="for x86 CPUs")),
+    pytest.param("onednn", torch.bfloat16, 5e-3, marks=pytest.mark.skipif(not BF16, reason="no bf16 instructions"))])
+def test_a_layout_computes_what_linear_does(monkeypatch, layout, dtype, bound, rows):
+    monkeypatch.setattr(fast_linear, "BLOCK", 16 * 48)                     # 70 outputs: four blocks and a rest
+    W_OI, b_O = weights()
+    x_BI = torch.randn(rows, 48, generator=torch.Generator().manual_seed(2))
+    for bias_O in (b_O, None):
+        y_BO = FastLinear(W_OI.to(dtype), None if bias_O is None else bias_O.to(dtype), layout)(
+            x_BI.to(LAYOUTS[layout].inputs or dtype))
+        reference = F.linear(x_BI.double(), W_OI.double(), None if bias_O is None else bias_O.double())
+        assert error(y_BO, reference) < bound
+
+
+def test_8_bit_weights_are_within_half_a_step():
+    W_OI, _ = weights()
+    int8_OI, scale_O = quantize(W_OI)
+    assert ((int8_OI * scale_O[:, None] - W_OI).abs() <= 0.5001 * scale_O[:, None]).all() and int8_OI.abs().max() == 127
+
+
+@pytest.mark.skipif(not X86, reason="for x86 CPUs")
+def test_8_bit_products_do_not_overflow():
+    """All inputs and weights at their largest: 16 bits would be cut off at less than two thirds of the sum."""
+    x_BI, W_OI = torch.ones(1, 256), torch.ones(32, 256)
+    x_BI[0, 0] = 0.0                                                       # the lowest: the others are at the top
+    y_BO = FastLinear(W_OI, None, "int8")(x_BI)
+    torch.testing.assert_close(y_BO, torch.full((1, 32), 255.0), rtol=0.01, atol=0)
+
+
+@pytest.mark.parametrize("layout, dtype", [
+    ("blocks", torch.float32), ("blocks", torch.bfloat16), ("int8_any", torch.float32),
+    pytest.param("int8", torch.float32, marks=pytest.mark.skipif(not X86, reason="for x86 CPUs"))])
+def test_a_row_does_not_depend_on_those_beside_it(layout, dtype):
+    """Or else sample i would change with the number of samples."""
+    W_OI, b_O = weights()
+    linear = FastLinear(W_OI.to(dtype), b_O.to(dtype), layout)
+    x_BI = torch.randn(5, 48, generator=torch.Generator().manual_seed(2)) * torch.tensor([1, 100, 1e-3, 0, 5])[:, None]
+    for row, y_O in zip(x_BI, linear(x_BI), strict=True):
+        torch.testing.assert_close(linear(row[None])[0], y_O, atol=1e-5, rtol=1e-5)
+
+
+def weights_for_c(kind, outputs, inputs):
+    """(W_OI, scale_O), and W_OI times scale_O in fp64, which is what the product should see."""
+    generator = torch.Generator().manual_seed(0)
+    W_OI, scale_O = torch.randn(outputs, inputs, generator=generator).to(kind), None
+    if kind == torch.int8:
+        W_OI, scale_O = quantize(torch.randn(outputs, inputs, generator=generator))
+    return W_OI, scale_O, W_OI.double() * (1 if scale_O is None else scale_O[:, None].double())
+
+
+@needs_a_compiler
+@pytest.mark.parametrize("kind, bound", [(torch.float32, 1e-6), (torch.bfloat16, 1e-6), (torch.int8, 1e-4)])
+@pytest.mark.parametrize("outputs, inputs", [(1, 1), (29, 15), (3, 48), (30, 1061), (9, 5131)])
+def test_the_c_loop_is_exact_and_the_same_to_the_bit_beside_others_and_on_threads(monkeypatch, kind, bound, outputs,
+                                                                                inputs):
+    """5,131 inputs are three chunks; 18 vectors take these chunk by chunk, fewer all at once."""
+    W_OI, scale_O, exact_OI = weights_for_c(kind, outputs, inputs)
+    generator = torch.Generator().manual_seed(1)
+    b_O, x_BI = torch.randn(outputs, generator=generator), torch.randn(18, inputs, generator=generator)
+    W_OC = in_lines(W_OI)
+    y_BO = matvec(x_BI, W_OC, scale_O, b_O)
+    assert error(y_BO, F.linear(x_BI.double(), exact_OI, b_O.double())) < bound
+    for rows in (1, 2, 3, 4, 5, 8):
+        assert torch.equal(matvec(x_BI[:rows], W_OC, scale_O, b_O), y_BO[:rows])
+    for row in (7, 17):
+        assert torch.equal(matvec(x_BI[row:row + 1], W_OC, scale_O, b_O)[0], y_BO[row])
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    assert torch.equal(matvec(x_BI, W_OC, scale_O, b_O), y_BO)
+
+
+@needs_a_compiler
+def test_the_largest_8_bit_weights_and_inputs_do_not_overflow():
+    W_OI, scale_O = torch.full((5, 4096), -127, dtype=torch.int8), torch.ones(5)
+    torch.testing.assert_close(matvec(torch.ones(1, 4096), in_lines(W_OI), scale_O), torch.full((1, 5), -127 * 4096.0))
+    assert matvec(torch.zeros(1, 4096), in_lines(W_OI), scale_O).eq(0).all()
+
+
+@needs_a_compiler
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.int8])
+@pytest.mark.parametrize("damage", [torch.nan, torch.inf])
+def test_inputs_that_are_no_numbers_are_not_rounded_to_some(kind, damage):
+    W_OI, scale_O, _ = weights_for_c(kind, 5, 40)
+    x_BI = torch.ones(2, 40)
+    x_BI[0, 3] = damage
+    y_BO = matvec(x_BI, in_lines(W_OI), scale_O)
+    assert not y_BO[0].isfinite().any() and y_BO[1].isfinite().all()
+
+
+@pytest.mark.parametrize("compiler, said", [("no-such-compiler", "no C compiler"), ("false", "could not be compiled")])
+def test_without_a_compiler_torch_serves_and_the_reason_is_known(monkeypatch, compiler, said):
+    monkeypatch.setenv("CC", compiler)
+    monkeypatch.setattr(fast_linear, "has", lambda *instructions: False)
+    library.cache_clear()
+    assert said in library()[1]
+    assert choose_layout("float32", CPU) == choose_layout("bfloat16", CPU) == "blocks"
+    assert choose_layout("int8", CPU) == ("int8" if X86 else "int8_any")
+    assert read_bandwidth(CPU) > 0
+    library.cache_clear()
+
+
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if LAYOUTS[name].operators])
+@pytest.mark.skipif(not X86, reason="for x86 CPUs")
+def test_torch_still_has_the_private_operators(layout):
+    """If this fails, torch has dropped them: sample.py still works, by the public ones, but slower. Mend LAYOUTS."""
+    assert available(layout)
+
+
+def test_onednns_packed_weights_give_linears_results():
+    """In fp32, which every x86 CPU can do; the signatures are the same in bf16."""
+    (W_OI, b_O), x_BI = weights(), torch.randn(3, 48, generator=torch.Generator().manual_seed(2))
+    packed = fast_linear.pack_onednn(W_OI, b_O)
+    assert error(fast_linear.onednn(x_BI, *packed), F.linear(x_BI, W_OI, b_O).double()) < 1e-6
+
+
+def test_without_the_private_operators_other_layouts_serve(monkeypatch):
+    monkeypatch.setattr(fast_linear, "available", lambda layout: False)
+    monkeypatch.setattr(fast_linear, "has", lambda *instructions: True)
+    monkeypatch.setattr(fast_linear, "library", lambda: (None, ""))                 # as if there were a compiler
+    assert choose_layout("int8", CPU) == "matvec_int8" and choose_layout("bfloat16", CPU) == "plain"
+    monkeypatch.setattr(fast_linear, "library", lambda: (None, "no compiler"))
+    assert choose_layout("int8", CPU) == "int8_any"
+
+
+def test_the_layout_follows_the_processor(monkeypatch):
+    monkeypatch.setattr(fast_linear, "library", lambda: (None, ""))
+    for there, bf16, int8 in ((True, "onednn", "int8" if X86 else "matvec_int8"), (False, "matvec", "matvec_int8")):
+        monkeypatch.setattr(fast_linear, "has", lambda *instructions, there=there: there)
+        assert choose_layout("bfloat16", CPU) == bf16 and choose_layout("int8", CPU) == int8
+        assert choose_layout("float32", CPU) == "matvec"
+    assert choose_layout("bfloat16", torch.device("cuda")) == "plain"
+    assert choose_layout("int8", torch.device("cuda")) == "int8_any"
+
+
+@pytest.mark.parametrize("dtype, layout, bound", [
+    (torch.float32, "blocks", 1e-6), (torch.bfloat16, "blocks", 2e-2), (torch.bfloat16, "int8_any", 4e-2),
+    pytest.param(torch.float32, "matvec", 1e-6, marks=needs_a_compiler),
+    pytest.param(torch.bfloat16, "matvec", 2e-2, marks=needs_a_compiler),
+    pytest.param(torch.bfloat16, "matvec_int8", 4e-2, marks=needs_a_compiler),
+    pytest.param(torch.bfloat16, "int8", 8e-2, marks=pytest.mark.skipif(not X86, reason="for x86 CPUs")),
+    pytest.param(torch.bfloat16, "onednn", 3e-2, marks=pytest.mark.skipif(not BF16, reason="no bf16 instructions"))])
+def test_a_model_in_a_layout_gives_nearly_its_logits(dtype, layout, bound):
+    reference = tiny_model()(IDS_BT).double()
+    model = tiny_model().to(dtype)
+    read = lay_out(model, layout)
+    with torch.inference_mode():
+        assert error(model.logits(model.hidden(IDS_BT)), reference) < bound
+    matrices = sum(p.numel() for name, p in tiny_model().named_parameters() if p.dim() == 2 and name != "wpe.weight")
+    assert read == matrices * (1 if "int8" in layout else dtype.itemsize)
+
+
+@pytest.mark.parametrize("layout", ["blocks", pytest.param("matvec", marks=needs_a_compiler)])
+def test_fp32_gives_the_same_tokens_in_every_layout(layout):
+    model = tiny_model()
+    before = generate(model, [1, 2, 3], 20, temperature=0)
+    lay_out(model, layout)
+    assert generate(model, [1, 2, 3], 20, temperature=0) == before

@@ -1,0 +1,118 @@
+"""One model on many GPUs: three ways to share the work, chosen by one setting.
+
+    none    one process
+    ddp     every process holds the whole model and reads its own rows; gradients are averaged
+    fsdp    every process holds a slice of everything (ZeRO-3); a block is gathered when its turn comes, then dropped.
+            With --shard N the slices are spread over N neighbours only, and such groups hold copies (HSDP): most of
+            the traffic stays inside a node
+
+Teaches why 2.7 B parameters need this: fp32 weights, gradients and two moments are 16 bytes a parameter, 41.5 GB, and
+do not fit a 40 GB GPU; a 128th of them is 0.3 GB. And why the result is the same: the same rows, the same gradient.
+Not here: what is computed (model.py), and the loop (train.py).
+"""
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from plumbing.common import UserError
+from plumbing.runtime import pick_device
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among its equals."""
+    rank: int
+    size: int
+    device: torch.device
+
+    def sum(self, tensor):
+        """The sum over all processes, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def share(self, total):
+        """The part of range(total) that is this process's: contiguous, and the same in every run of this size."""
+        return slice(self.rank * total // self.size, (self.rank + 1) * total // self.size)
+
+    def gather(self, values):
+        """The lists of all processes, one behind the other."""
+        lists = [values] * self.size
+        if self.size > 1:
+            dist.all_gather_object(lists, values)
+        return [value for of_rank in lists for value in of_rank]
+
+    def wait(self):
+        if self.size > 1:
+            dist.barrier()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def join_world(parallel):
+    """The world that torchrun started, or a world of one; `with` leaves it."""
+    size = int(os.environ.get("WORLD_SIZE", 1))
+    if parallel == "none":
+        if size > 1:
+            raise UserError(f"torchrun started {size} processes, but --parallel is none; choose ddp or fsdp")
+        return World(0, 1, pick_device())
+    if "RANK" not in os.environ:
+        raise UserError(f"--parallel {parallel} wants torchrun: torchrun --standalone --nproc-per-node 8 train.py ...")
+    device = pick_device()
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)          # before the first allocation: else every process has 0.5 GB on GPU 0
+    # gloo beside nccl: the checkpoints' background threads talk over it. Compiling makes the first step slow.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=10))
+    return World(dist.get_rank(), dist.get_world_size(), device)
+
+
+def device_mesh(world, shard):
+    """The processes as fsdp sees them: a row of all, or rows of `shard` that each hold a copy of the model."""
+    shard = shard or world.size
+    if world.size % shard:
+        raise UserError(f"--shard {shard} does not divide the {world.size} processes")
+    if shard == world.size:
+        return init_device_mesh(world.device.type, (world.size,))
+    return init_device_mesh(world.device.type, (world.size // shard, shard), mesh_dim_names=("replicate", "shard"))
+
+
+def shard_model(model, mesh, dtype):
+    """Slice every parameter over the mesh; a block's are gathered for its forward and again for its backward pass."""
+    # Blocks compute and travel in bf16; gradients are summed, and weights kept, in fp32 (the paper's table 6).
+    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if dtype == "bfloat16" else MixedPrecisionPolicy()
+    for block in model.h:
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)          # what no block holds: embeddings, the tied head, ln_f
+
+
+@torch.no_grad()
+def set_weights(model, values):
+    """Copy (name, tensor) pairs into the model. Of a sliced parameter each process takes its slice: all have made the
+    same tensor, so nothing is sent."""
+    parameters = dict(model.named_parameters())
+    for name, value in values:
+        p = parameters[name]
+        if isinstance(p, DTensor):               # fully_shard slices rows as torch.chunk does; the last may get none
+            slices, i = value.chunk(p.device_mesh.size(-1)), p.device_mesh.get_coordinate()[-1]
+            value, p = slices[i] if i < len(slices) else value[:0], p.to_local()
+        p.copy_(value)
+
+
+def average_gradients(model, world, parallel):
+    """Wrap a model whose processes hold all of it. (fully_shard averages by itself.)"""
+    if parallel != "ddp":
+        return model
+    return DistributedDataParallel(model, device_ids=[world.device] if world.device.type == "cuda" else None)

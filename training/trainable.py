@@ -1,0 +1,112 @@
+"""Which weights learn, and what that costs: three answers, one loop.
+
+    all weights, fp32         16 bytes a parameter (weight, gradient, two moments): 41.5 GB for BioMedLM; --parallel
+                              fsdp divides them by the number of GPUs
+    --moments 8bit            with --weights bfloat16 6 bytes: 15.6 GB, one 24 GB GPU (adamw8bit.py)
+    --lora-rank 16            the weights stay as they are; each linear layer W learns an addition B A of that rank.
+                              With --weights bfloat16 2 bytes and a bit: 5.6 GB, one 8 GB GPU
+
+To them come activations: --recompute-every 1 keeps a block's input only.  `finetune_qa.py medqa --plan` counts it all.
+Not here: the loop (finetune_qa.py), which asks a parameter for nothing but requires_grad. Hu et al. 2021 (2106.09685).
+"""
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from model import linears
+from plumbing.common import UserError
+from training.adamw8bit import AdamW8bit
+
+
+class LoRA(nn.Module):
+    """y = W x + 2 B A x. W is frozen; B begins at 0, so the model begins as it was. (2: alpha = 2 rank, as usual.)"""
+
+    def __init__(self, base, rank):
+        super().__init__()
+        self.base = base
+        self.a = nn.Parameter(torch.empty(rank, base.in_features, device=base.weight.device))
+        self.b = nn.Parameter(torch.zeros(base.out_features, rank, device=base.weight.device))
+        nn.init.normal_(self.a, 0.0, base.in_features ** -0.5)
+
+    def forward(self, x):
+        return self.base(x) + 2 * F.linear(F.linear(x, self.a), self.b)
+
+
+class NewRows(nn.Module):
+    """An embedding of which only the last n rows learn: the tokens that fine-tuning adds mean nothing yet."""
+
+    def __init__(self, base, n):
+        super().__init__()
+        self.weight, self.new = base.weight, nn.Parameter(base.weight[-n:].detach().float().clone())
+        self.first = len(base.weight) - n
+
+    def forward(self, ids):
+        old, new = F.embedding(ids, self.weight), F.embedding((ids - self.first).clamp(min=0), self.new)
+        return torch.where((ids < self.first)[..., None], old, new.to(old.dtype))
+
+    def logits(self, x):
+        return torch.cat([F.linear(x, self.weight[:self.first]), F.linear(x, self.new.to(x.dtype))], -1)
+
+
+class NewOutputs(NewRows):
+    """The same for a head that is not the embedding."""
+
+    def forward(self, x):
+        return self.logits(x)
+
+
+def choose_weights(model, cfg, n_new):
+    """Set what learns and what is recomputed in a Classifier or an AnswerModel; n_new: how many tokens were just added.
+    """
+    gpt = model.gpt
+    if cfg.lora_rank:
+        gpt.requires_grad_(False)
+        if n_new:
+            gpt.wte = NewRows(gpt.wte, n_new)
+            gpt.lm_head = NewOutputs(gpt.lm_head, n_new) if gpt.lm_head else gpt.wte.logits
+        for block in gpt.h:
+            for owner, name, linear in linears(block):
+                setattr(owner, name, LoRA(linear, cfg.lora_rank))
+    for i, block in enumerate(gpt.h):
+        block.recompute = cfg.recompute_every > 0 and i % cfg.recompute_every == 0
+
+
+def merged(weights):
+    """{name: tensor} of a model without additions: those of low rank and new rows put where they belong."""
+    plain = {name.replace(".base.", "."): w for name, w in weights.items() if not name.endswith((".a", ".b", ".new"))}
+    for name, w in weights.items():
+        if name.endswith(".a"):
+            stem = name.removesuffix("a")
+            added = 2 * weights[stem + "b"].float() @ w.float()
+            plain[stem + "weight"] = (plain[stem + "weight"].float() + added).to(plain[stem + "weight"].dtype)
+        elif name.endswith(".new"):
+            old = plain[name.removesuffix("new") + "weight"]
+            plain[name.removesuffix("new") + "weight"] = torch.cat([old[:-len(w)], w.to(old.dtype)])
+    return plain
+
+
+def trained(model):
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def make_optimizer(model, cfg):
+    if cfg.moments == "8bit":
+        return AdamW8bit(trained(model), lr=cfg.learning_rate, weight_decay=cfg.weight_decay)
+    return torch.optim.AdamW(trained(model), lr=cfg.learning_rate, weight_decay=cfg.weight_decay, fused=True)
+
+
+def check_weights(cfg):
+    """UserError for combinations that would compute something else than they say."""
+    if cfg.lora_rank < 0 or cfg.recompute_every < 0:
+        raise UserError("--lora-rank and --recompute-every are 0 (off) or more")
+    if cfg.weights == "bfloat16" and cfg.dtype != "bfloat16":
+        raise UserError(f"--weights bfloat16 wants --dtype bfloat16, and {cfg.dtype} is what this device would compute "
+                        "in; use --weights float32")
+    if cfg.weights == "bfloat16" and not cfg.lora_rank and cfg.moments != "8bit":
+        raise UserError("--weights bfloat16 wants --moments 8bit, which rounds at random, or --lora-rank: steps as "
+                        "small as these vanish below the last bit of a bfloat16 weight")
+    if cfg.moments == "8bit" and cfg.parallel != "none":
+        raise UserError("--moments 8bit is for one process; fsdp already divides the moments by the number of GPUs")
+    if cfg.weights == "bfloat16" and cfg.parallel == "fsdp":
+        raise UserError("--weights bfloat16 is for a process that holds all weights; fsdp divides them, and computes "
+                        "in bfloat16 anyway")
