@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
+from dataclasses import asdict, field, fields
 from pathlib import Path
 
 import tyro
@@ -30,6 +31,26 @@ def parse_args(config, presets=None, argv=None):
         return tyro.cli(config, args=argv)
     described = {name: ((type(preset).__doc__ or "").strip(), preset) for name, preset in presets.items()}
     return tyro.extras.overridable_config_cli(described, args=argv)
+
+
+def free(default):
+    """The default of a setting that may change before an interrupted run resumes: it does not affect the result."""
+    return field(default=default, metadata={"free": True})
+
+
+def fixed_settings(cfg):
+    """The settings that a resumed run must share with the run that it continues: all that are not declared `free`."""
+    values = asdict(cfg)
+    return {f.name: values[f.name] for f in fields(cfg) if not f.metadata.get("free")}
+
+
+def check_ranges(cfg, ranges):
+    """UserError for a setting outside its range. ranges: name -> (lowest, highest), both allowed; None is no limit."""
+    for name, (low, high) in ranges.items():
+        value = getattr(cfg, name)
+        if (low is not None and not value >= low) or (high is not None and not value <= high):
+            allowed = f"at least {low}" if high is None else f"at most {high}" if low is None else f"{low} to {high}"
+            raise UserError(f"--{name.replace('_', '-')} is {value}; it must be {allowed}")
 
 
 @contextmanager
