@@ -1,11 +1,12 @@
-"""`make evidence`: the paper's claim on real text. A small model reads PubMed; it and its untrained twin learn to sort sentences.
+"""`make evidence`: the paper's claim on real text, with a small model and its untrained twin.
 
     python bench/evidence.py --abstracts abstracts.jsonl.gz --texts fulltext.jsonl.gz abstracts.jsonl.gz
 
-The task `sections`: a sentence of a structured abstract in, the section it is from out (background, objective, methods, results,
-conclusions), by the authors' own headings. Its documents are kept out of pretraining. The learning curve fine-tunes on the first
-100, 300, 1,000 and 3,000 training sentences, three seeds each. Takes hours; what is finished is not repeated, so run it again after
-an interruption. Writes OUT/curve.json and OUT/curve.png; the settings and the result are in results/sections.md.
+The task `sections`: a sentence of a structured abstract goes in, the section it is from comes out (background,
+objective, methods, results, conclusions), by the authors' own headings. Its documents are kept out of pretraining.
+The learning curve fine-tunes on the first 100, 300, 1,000 and 3,000 training sentences, with three seeds each.
+This takes hours. Finished steps are not repeated, so the same command continues after an interruption. You should see
+OUT/curve.json and OUT/curve.png; results/sections.md has the settings and the result.
 """
 import shlex
 import subprocess
@@ -20,16 +21,17 @@ from plumbing.common import ROOT, parse_args, read_json, speaking_to_the_user, w
 
 # Sentences to train on -> epochs. Fewer sentences are read more often; the best epoch on dev is the one that is tested.
 CURVE = {100: 20, 300: 10, 1000: 5, 3000: 3}
+SCORES = ("accuracy", "deviation", "interval", "macro_f1", "n", "per_seed")
 PRETRAINING = ("--steps", "2000", "--learning-rate", "2e-3", "--warmup-steps", "100", "--eval-every", "200",
                "--checkpoint-every", "200")
 
 
 @dataclass(frozen=True)
 class Evidence:
-    abstracts: Path                       # the structured abstracts of the task: a file that prepare/qa.py sections reads
-    texts: tuple[Path, ...]               # what the model reads; documents of the task are dropped
+    abstracts: Path                  # structured abstracts, for the task
+    texts: tuple[Path, ...]          # what the model reads; documents of the task are dropped
     out: Path = Path("out/evidence")
-    model: str = ""                       # a pretrained folder to use instead of pretraining one
+    model: str = ""                  # a pretrained folder to use instead of pretraining one
 
 
 def main(cfg):
@@ -42,7 +44,8 @@ def main(cfg):
             "--out", out / "tokenizer")
         run(out / "data/meta.json", "prepare/pubmed.py", "--inputs", *cfg.texts, "--tokenizer", out / "tokenizer",
             "--exclude", sections / "sections_documents.jsonl", "--val-fraction", "0.01", "--out", out / "data")
-        run(Path(model) / "config.json", "train.py", "laptop", "--data", out / "data", "--out", out / "small", *PRETRAINING)
+        run(Path(model) / "config.json", "train.py", "laptop", "--data", out / "data", "--out", out / "small",
+            *PRETRAINING)
 
     curve = []
     for sentences, epochs in CURVE.items():
@@ -53,8 +56,9 @@ def main(cfg):
                 "--dev", sections / "sections_dev.jsonl", "--test", sections / "sections_test.jsonl",
                 "--epochs", str(epochs), "--out", folder, *(["--untrained"] if twin else []))
             report = read_json(folder / "report.json", "a report")
-            curve.append({"sentences": sentences, "untrained": twin,
-                          **{name: report[name] for name in ("accuracy", "deviation", "interval", "macro_f1", "n", "per_seed")}})
+            point = {"sentences": sentences, "untrained": twin}
+            curve.append(point | {name: report[name] for name in SCORES})
+
     write_json(out / "curve.json", curve)
     draw(curve, report["commonest_answer"], out / "curve.png")
     for point in curve:
