@@ -22,7 +22,7 @@ from plumbing.common import ROOT, parse_args, read_json, speaking_to_the_user, w
 # Sentences to train on -> epochs. Fewer sentences are read more often; the best epoch on dev is the one that is tested.
 CURVE = {100: 20, 300: 10, 1000: 5, 3000: 3}
 SCORES = ("accuracy", "deviation", "interval", "macro_f1", "n", "per_seed")
-PRETRAINING = ("--steps", "2000", "--learning-rate", "2e-3", "--warmup-steps", "100", "--eval-every", "200",
+PRETRAINING = ("--steps", "1600", "--learning-rate", "2e-3", "--warmup-steps", "100", "--eval-every", "200",
                "--checkpoint-every", "200")
 
 
