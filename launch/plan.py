@@ -60,7 +60,7 @@ def print_plan(cfg):
 def step_memory(cfg, gpus, network=GPT):
     """(peak, {kind: size at the peak}) of the second training step, in GiB: the first step has no moments yet."""
     if torch.__version__ < TORCH:
-        raise UserError(f"--plan needs torch {TORCH[0]}.{TORCH[1]} (requirements.txt), but this is {torch.__version__}; "
+        raise UserError(f"--plan needs torch {TORCH[0]}.{TORCH[1]} (requirements.txt), this is {torch.__version__}; "
                         "older memory trackers also count tensors that never exist, half as much again")
     logging.disable(logging.WARNING)                 # the tracker warns that the tensors are fake
     # On a GPU attention's dropout stores no mask; on the CPU torch would choose a kernel that stores all scores.
