@@ -1,15 +1,15 @@
-"""Measure train.py beside transformers' GPT-2 and a plain loop in nanoGPT's manner, in one run on the same machine.
+"""Compare train.py with transformers' GPT-2 and with a plain loop like nanoGPT's, in one run on one CPU core.
 
-    python bench/train.py                        # the demo's model on one core; some minutes; writes results/train.md
-    python bench/train.py --compile              # with torch.compile for all three; wants a C++ compiler
-    python bench/train.py --preset biomedlm      # the paper's model on a CUDA GPU, 8 x 1024 tokens a step, compiled
+    python bench/train.py                        # the demo's model; some minutes; writes results/train.md
+    python bench/train.py --compile              # with torch.compile for all three; needs a C++ compiler
+    python bench/train.py --preset biomedlm      # the paper's model on a CUDA GPU, 8 x 1024 tokens per step, compiled
 
-Same shape, same first weights, same batches, same AdamW, clipping and precision for all; they take turns, from the
-first step on, and their losses have to agree. A time is that of a whole step, in CPU seconds (one thread) or on the
-GPU's clock; a figure is the median over all turns' steps without the first, which compiles, and the last, which saves.
-The rivals get their best: transformers the fused attention (sdpa) and tanh-GELU, and both this repository's data.py.
-You should see a line a turn, then the tables that go to results/train.md; a required figure that is missed says NO.
-Not here: many GPUs. What they would need is `train.py biomedlm --plan`.
+All three have the same shape, first weights, batches, AdamW, clipping and precision, and their losses must agree. They
+take turns. A time is that of a whole step: CPU seconds on one thread, or the GPU's time. A figure is the median over
+the steps of all turns, without each turn's first step, which compiles, and its last. The other two run at their best:
+transformers with the fused attention (sdpa) and tanh-GELU, and both with this repository's data.py.
+You should see one line per turn, then the tables of results/train.md. "NO" marks a required figure that is not reached.
+Not here: many GPUs (`train.py biomedlm --plan`).
 """
 import contextlib
 import gc
@@ -26,8 +26,7 @@ from typing import Literal
 from unittest.mock import Mock, patch
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")       # before torch is imported
-HERE = Path(__file__).resolve().parent              # not to be searched: there, `train` would be this file
-sys.path[:] = [str(HERE.parent), *(folder for folder in sys.path if folder != str(HERE))]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the repository's modules, before those of bench/
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
@@ -47,12 +46,12 @@ OURS, THEIRS, PLAIN = "train.py", "transformers", "plain loop"
 
 @dataclass(frozen=True)
 class Bench:
-    """Measure train.py beside its peers."""
+    """Compare train.py with transformers and a plain loop."""
     preset: Literal["demo", "biomedlm"] = "demo"    # train.py's
     compile: bool = False               # torch.compile for all three; biomedlm always does
     turns: int = 5
-    steps: int = 8                      # a turn; the first and the last do not count
-    out: Path = ROOT / "results"        # train.md, and train.json behind it
+    steps: int = 8                      # per turn; the first and the last do not count
+    out: Path = ROOT / "results"        # folder for train.md and train.json
 
 
 def main(cfg):
@@ -60,7 +59,7 @@ def main(cfg):
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     if cfg.preset == "biomedlm" and device.type != "cuda":
-        raise UserError("--preset biomedlm wants a CUDA GPU with 80 GB or more; without one, --preset demo")
+        raise UserError("--preset biomedlm needs a CUDA GPU with 80 GB or more; without one, use --preset demo")
     with tempfile.TemporaryDirectory() as folder:
         write_data(Path(folder) / "data")
         run = settings(cfg, Path(folder))
@@ -80,14 +79,14 @@ def main(cfg):
 
 
 def write_data(folder):
-    """64 M random tokens, so that data.py reads what no cache of the CPU holds."""
+    """Write 64 M random tokens, more than the CPU's caches hold, so that data.py's speed is that of real reads."""
     rng = np.random.default_rng(0)
     for split, count in (("train", 64 << 20), ("val", 1 << 16)):
         write_shard(folder / f"{split}_000000.bin", rng.integers(0, 2000, count, dtype=np.uint16))
 
 
 def settings(cfg, folder):
-    """The preset as it is, without what a run does now and then: evaluation and checkpoints."""
+    """The preset, without evaluation and checkpoints."""
     run = train.PRESETS[cfg.preset]
     if cfg.preset == "biomedlm":
         run = replace(run, batch_size=run.micro_batch_size)
@@ -99,7 +98,7 @@ def settings(cfg, folder):
 
 
 def first_weights(run):
-    """What train.py begins with, for the others to begin with."""
+    """A model with the weights that train.py starts from, so that the others start from them as well."""
     with torch.device("meta"):
         model = GPT(run.model)
     model.load_state_dict(dict(model.initial_weights(run.seed, "cpu")), assign=True)
@@ -107,7 +106,7 @@ def first_weights(run):
 
 
 class Stopwatch:
-    """Stands where the loop's profiler stands, and notes when each step ends."""
+    """Replaces the training loop's profiler and records when each step ends."""
 
     def __init__(self, device):
         self.device, self.ends = device, []
@@ -122,7 +121,7 @@ class Stopwatch:
     def step(self):
         if self.device.type == "cuda":
             torch.cuda.synchronize()
-        alone = self.device.type == "cpu" and torch.get_num_threads() == 1      # others on this machine do not count
+        alone = self.device.type == "cpu" and torch.get_num_threads() == 1      # CPU time ignores other processes
         self.ends.append(time.process_time() if alone else time.perf_counter())
 
     def seconds(self):
@@ -130,7 +129,7 @@ class Stopwatch:
 
 
 def ours(run, watch, weights):
-    """train.py as it is, but silent, without checkpoints (31 GB each at the paper's size) and a folder at the end."""
+    """Run train.py silently, without its checkpoints (31 GB each at the paper's size) and its final folder."""
     no_checkpoints = Mock(**{"load.return_value": 0})
     with patch.multiple(train, profiler=lambda *args: watch, Checkpoints=lambda *args: no_checkpoints,
                         save_model=lambda *args: None), contextlib.redirect_stdout(io.StringIO()):
@@ -138,14 +137,17 @@ def ours(run, watch, weights):
 
 
 def take_turns(cfg, run, device, weights):
-    """For each turn and contestant: seconds of the steps, losses, peak memory; and what a matrix product reaches."""
+    """One record per turn: each contestant's step times, losses and peak memory, and a matrix product's FLOP/s."""
     contestants, turns = [(OURS, ours), (THEIRS, theirs), (PLAIN, plain)], []
     for turn in range(cfg.turns):
         turns.append({"matmul_flops": matmul_flops(device, run.dtype)})
         for name, train_with in contestants[turn % 3:] + contestants[:turn % 3]:
-            gc.enable(), gc.collect(), torch.compiler.reset()
+            torch.compiler.reset()              # first: its caches keep the previous contestant's tensors alive
+            gc.enable()
+            gc.collect()
             if device.type == "cuda":
-                torch.cuda.empty_cache(), torch.cuda.reset_peak_memory_stats()
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats()
             watch = Stopwatch(device)
             losses = train_with(run, watch, weights)
             peak = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None
@@ -156,7 +158,7 @@ def take_turns(cfg, run, device, weights):
 
 
 def matmul_flops(device, dtype):
-    """FLOP/s of a large matrix product: the most that a step could reach here."""
+    """FLOP/s of a large matrix product: an upper bound for a step on this machine."""
     n = 8192 if device.type == "cuda" else 1024
     a, b = (torch.randn(n, n, device=device).to(getattr(torch, dtype)) for _ in range(2))
     watch = Stopwatch(device)
@@ -167,9 +169,9 @@ def matmul_flops(device, dtype):
 
 
 def data_speed(folder):
-    """Tokens a CPU second out of Corpus.batch, for the 8 windows that a GPU of the paper's run reads at once."""
+    """Tokens per CPU second from Corpus.batch, for the 8 windows that one GPU of the paper's run reads at once."""
     corpus, seconds = Corpus(folder, "train", 1024), []
-    corpus.check_ids(2000)                                       # reads all of it: now it is in the page cache
+    corpus.check_ids(2000)                                       # reads the whole file into the page cache
     for step in range(300):
         start = time.process_time()
         corpus.batch(step, 1024, slice(0, 8))
@@ -189,7 +191,7 @@ def about(cfg, run, device):
 
 
 def summary(result):
-    """Medians over all turns, and of the ratios turn by turn their range."""
+    """Medians over all turns, and the range of the ratios of single turns."""
     turns = result.pop("runs")
     medians = {name: [statistics.median(turn[name]["seconds"]) for turn in turns] for name in (OURS, THEIRS, PLAIN)}
     result["matmul_flops"] = statistics.median(turn["matmul_flops"] for turn in turns)
@@ -212,18 +214,18 @@ def required(r):
     if r["gpu"]:
         rows += [("tokens/s, times transformers'", 1.15, r[THEIRS]["ours_over_it"], "x"),
                  ("of what a large matrix product reaches", 60, 100 * r[OURS]["of_matmul"], " %")]
-    return [*rows, ("data: M tokens/s a process", 50, r["data"] / 1e6, "")]
+    return [*rows, ("data: M tokens/s per process", 50, r["data"] / 1e6, "")]
 
 
 NO_GPU = """## The paper's model on a GPU
 
-Not measured: no GPU was in reach. `python bench/train.py --preset biomedlm` measures it on one with 80 GB or more, and
-adds its section here. Required there: 1.15x transformers, 1.0x the best peer, 60 % of a large matrix product.
+Not measured: no GPU was available. `make gpu` measures it on one with 80 GB. Required there: 1.15x transformers, 1.0x
+the best peer, 60 % of a large matrix product.
 """
 
 
 def report(results):
-    parts = ["# train.py beside its peers\n\n" + __doc__.split("\n\n")[2] + "\n"]
+    parts = ["# train.py, transformers and a plain loop\n\n" + __doc__.split("\n\n")[2] + "\n"]
     parts += [section(key, r) for key, r in results.items()]
     return "\n".join(parts if any(r["gpu"] for r in results.values()) else [*parts, NO_GPU])
 
@@ -231,8 +233,8 @@ def report(results):
 def section(key, r):
     lines = [f"## {key}\n", f"`{r['command']}`, commit {r['commit']}, on {r['machine']}; torch {r['torch']}, "
              f"transformers {r['transformers_version']}. {r['parameters']:,} parameters, "
-             f"{r['tokens']:,} tokens a step, {r['dtype']}; {r['turns']} turns of {r['steps']} steps. A matrix product "
-             f"reaches {r['matmul_flops'] / 1e12:.3g} TFLOP/s.\n",
+             f"{r['tokens']:,} tokens per step, {r['dtype']}; {r['turns']} turns of {r['steps']} steps. A matrix "
+             f"product reaches {r['matmul_flops'] / 1e12:.3g} TFLOP/s.\n",
              "| | tokens/s | train.py is faster | by turns | of a matrix product | peak GiB | losses differ by |",
              "|---|---:|---:|---:|---:|---:|---:|"]
     for name in (OURS, THEIRS, PLAIN):
@@ -241,7 +243,7 @@ def section(key, r):
         lines.append(f"| {name} | {x['tokens_per_second']:,.0f} | {x['ours_over_it']:.2f}x | {x['lowest']:.2f} to "
                      f"{x['highest']:.2f} | {x['of_matmul']:.0%} | {peak} | {x['loss_differs']:.1e} |")
     if "forecast_gib" in r:
-        lines.append(f"\n`launch/plan.py` foresees {r['forecast_gib']:.1f} GiB at the peak for one GPU with fsdp.")
+        lines.append(f"\n`launch/plan.py` forecasts a peak of {r['forecast_gib']:.1f} GiB for one GPU with fsdp.")
     lines += ["\n| required | at least | measured | met |", "|---|---:|---:|---|"]
     for what, bound, value, unit in required(r):
         lines.append(f"| {what} | {bound}{unit} | {value:.2f}{unit} | {'yes' if value >= bound else 'NO'} |")
