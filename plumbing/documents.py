@@ -160,6 +160,15 @@ def parse(record):
         return Bad(record.where, str(error))
 
 
+PMID = re.compile(rb'<PMID[^>]*>\s*(\d+)\s*<|<article-id pub-id-type="pmid">\s*(\d+)\s*<')    # PubMed's, JATS's
+
+
+def pmid(record):
+    """The PubMed identifier of an article in XML; None for other records and for an article without."""
+    match = record.kind == "xml" and PMID.search(record.raw)
+    return int(match[1] or match[2]) if match else None
+
+
 def from_text(raw):
     return raw.decode("utf-8-sig")
 

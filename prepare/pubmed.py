@@ -18,6 +18,7 @@ Not here: reading each format (prepare/documents.py), training the tokenizer (to
 """
 import gc
 import os
+import shutil
 import signal
 import sys
 import time
@@ -27,6 +28,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 from zlib import crc32
 
 import numpy as np
@@ -36,9 +38,10 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))   # run as a script, Python looks in prepare/ alone
 from baselines import load_tokenizer  # noqa: E402
 from plumbing.common import UserError, parse_args, speaking_to_the_user, write_json, written_whole  # noqa: E402
-from plumbing.documents import EMPTY, Bad, Record, documents, is_readable, parse, records  # noqa: E402, F401
+from plumbing.documents import EMPTY, Bad, Record, is_readable, parse, pmid, records  # noqa: E402
 from plumbing.shards import write_shard  # noqa: E402
 from prepare.download import Download, download  # noqa: E402
+from prepare.exclude import Excluded, read_excluded  # noqa: E402
 from tokenizer import Tokenizer  # noqa: E402
 
 CHUNK = 1 << 20      # bytes of raw records that a process encodes at a time
@@ -51,6 +54,7 @@ class Prepare:
     tokenizer: Path                     # the folder that tokenizer.py wrote
     out: Path                           # a folder that appears whole or not at all
     val_fraction: float = 0.005         # of the documents, chosen by their hash: duplicates land on the same side
+    exclude: tuple[Path, ...] = ()      # files of test sets; documents in them are dropped: prepare/exclude.py
     shard_tokens: int = 100_000_000     # a shard; a document may go on in the next one
     processes: int = 0                  # that encode; 0 is one a core. The shards do not depend on it
     overwrite: bool = False             # replace the shards in --out, if there are any
@@ -105,17 +109,33 @@ class Totals:
             setattr(self, name, getattr(self, name) + value)
 
 
-def encode_chunk(chunk, folder, val_fraction):
-    """Raw records in; out: split -> (uint16 tokens, Totals), a count of each kind of empty document, the bad ones."""
+@cache
+def load_excluded(folder):
+    """Once a process. None without --exclude."""
+    return folder and Excluded(Path(folder))
+
+
+class Left(NamedTuple):
+    """What of a chunk did not become part of the corpus."""
+    empty: Counter                      # kind of empty document -> how many
+    bad: list[Bad]
+    excluded: Counter                   # number of the --exclude file -> how many documents it names
+
+
+def encode_chunk(chunk, folder, val_fraction, excluded_folder):
+    """Raw records to ({split: (uint16 tokens, Totals)}, Left)."""
     encoder, front, eos = load_encoder(folder)
+    excluded = load_excluded(excluded_folder)
     ids = {"train": [eos[:0]], "val": [eos[:0]]}
-    totals, empty, bad = {"train": Totals(), "val": Totals()}, Counter(), []
+    totals, left = {"train": Totals(), "val": Totals()}, Left(Counter(), [], Counter())
     for record in chunk:
         text = parse(record)
         if isinstance(text, Bad):
-            bad.append(text)
+            left.bad.append(text)
         elif not text or text.isspace():
-            empty[EMPTY[record.kind]] += 1
+            left.empty[EMPTY[record.kind]] += 1
+        elif excluded and (file := excluded.find(pmid(record), text)) is not None:
+            left.excluded[file] += 1
         else:
             pieces = encoder(text)
             utf8 = text.encode()
@@ -123,7 +143,7 @@ def encode_chunk(chunk, folder, val_fraction):
             ids[split] += [front, *pieces, eos]
             totals[split].add(Totals(1, sum(map(len, pieces)) + len(front) + 1, len(utf8)))
     # below 65,536 tokens, which main has checked, no id is changed by the cast
-    return {s: (np.concatenate(ids[s], dtype=np.uint16, casting="unsafe"), totals[s]) for s in ids}, empty, bad
+    return {s: (np.concatenate(ids[s], dtype=np.uint16, casting="unsafe"), totals[s]) for s in ids}, left
 
 
 def in_validation(utf8, fraction):
@@ -144,9 +164,9 @@ def chunks(paths):
     yield chunk, before
 
 
-def encoded(paths, cfg):
+def encoded(paths, cfg, excluded_folder):
     """(encode_chunk's result, bytes read so far), in the order of the files whatever the number of processes."""
-    settings = str(cfg.tokenizer), cfg.val_fraction
+    settings = str(cfg.tokenizer), cfg.val_fraction, excluded_folder
     processes = cfg.processes or os.cpu_count()
     if processes == 1:
         yield from ((encode_chunk(chunk, *settings), done) for chunk, done in chunks(paths))
@@ -188,10 +208,12 @@ class Skipped:
 
     def __init__(self, others):
         self.counts, self.bad, self.weight = Counter({"other file in a folder": others} if others else {}), 0, 0
+        self.excluded = Counter()
 
-    def add(self, empty, bad):
-        self.counts += empty
-        for item in bad:
+    def add(self, left):
+        self.counts += left.empty
+        self.excluded += left.excluded
+        for item in left.bad:
             if self.bad < SHOWN:
                 tqdm.write(f"skipped {item.where}: {item.reason}", file=sys.stderr)
             self.counts[item.reason.split(" (")[0]] += 1
@@ -200,10 +222,12 @@ class Skipped:
     def check(self, read):
         """Stop if more than 1 % is bad: each unreadable line, article and file counted as one document, but a file that
         breaks off as many as it gave before, since as much again may be missing."""
-        reasons = ", ".join(f"{n:,} x {reason}" for reason, n in self.counts.most_common())
+        dropped = self.excluded.total()
+        reasons = ", ".join(f"{n:,} x {reason}" for reason, n in
+                            [*self.counts.most_common(), ("excluded document", dropped)] if n)
         if not read + self.weight:
             raise UserError(f"--inputs hold no document ({reasons or 'no file'}); nothing was written")
-        if (share := self.weight / (read + self.weight)) > 0.01:
+        if (share := self.weight / (read + dropped + self.weight)) > 0.01:
             raise UserError(f"{share:.1%} of the input cannot be read, more than 1 % ({reasons}); the first are named "
                             "above. Mend or leave out those files; nothing was written")
 
@@ -242,25 +266,38 @@ def main(cfg):
     tok = load_tokenizer(Path(cfg.tokenizer))
     check(cfg, tok)
     paths, others = files_in(cfg.inputs)
+    named = [read_excluded(path) for path in cfg.exclude]
     with written_whole(Path(cfg.out).resolve()) as folder:
         folder.mkdir()
+        excluded_folder = folder / "excluded" if named else None
+        if named:
+            Excluded.save(excluded_folder, named)
         shards = {split: Shards(folder, split, cfg.shard_tokens) for split in ("train", "val")}
         skipped = Skipped(others)
         with tqdm(total=sum(p.stat().st_size for p in paths), unit="B", unit_scale=True, desc="read") as bar:
-            for (splits, empty, bad), done in encoded(paths, cfg):
+            for (splits, left), done in encoded(paths, cfg, excluded_folder):
                 for split, (ids, totals) in splits.items():
                     shards[split].add(ids, totals)
-                skipped.add(empty, bad)
+                skipped.add(left)
                 bar.update(done - bar.n)
+        if named:
+            shutil.rmtree(excluded_folder)
         skipped.check(sum(s.totals.documents for s in shards.values()))
         for s in shards.values():
             s.flush()
         tok.save(folder)
         meta = {"vocab_size": len(tok), "eos_id": tok.eos_id, **{name: vars(s.totals) for name, s in shards.items()},
-                "skipped": dict(skipped.counts), "val_fraction": cfg.val_fraction, "inputs": [str(p) for p in paths]}
+                "skipped": dict(skipped.counts), "excluded": excluded_files(cfg, skipped.excluded),
+                "val_fraction": cfg.val_fraction, "inputs": [str(p) for p in paths]}
         write_json(folder / "meta.json", meta)
     report(cfg, meta, time.time() - start)
     return meta
+
+
+def excluded_files(cfg, dropped):
+    """For meta.json. The CRC-32 of a test set's bytes tells finetune_qa.py that the model has not read it."""
+    return [{"file": str(path), "crc32": crc32(path.read_bytes()), "dropped": dropped[i]}
+            for i, path in enumerate(cfg.exclude)]
 
 
 def report(cfg, meta, seconds):
@@ -270,6 +307,8 @@ def report(cfg, meta, seconds):
               f"{n['bytes'] / max(1, n['tokens']):.3f} bytes/token")
     for reason, count in meta["skipped"].items():
         print(f"skipped {count:,} x {reason}")
+    for part in meta["excluded"]:
+        print(f"excluded {part['dropped']:,} documents of {part['file']}")
     text = meta["train"]["bytes"] + meta["val"]["bytes"]
     print(f"{cfg.out}: {text / 1e6:,.1f} MB of text in {seconds:.1f} s ({text / 1e6 / seconds:.1f} MB/s)")
     if cfg.val_fraction and not meta["val"]["documents"]:

@@ -2,6 +2,7 @@
 
     python prepare/qa.py medqa hub data/qa           # from its public home: data/qa/medqa_{train,dev,test}.jsonl
     python prepare/qa.py medqa phrases_no_exclude_train.jsonl data/qa/medqa_train.jsonl        # or from a file
+    python prepare/qa.py sections abstracts.jsonl.gz data/qa  # another kind: from any abstracts, see sections.py
     python prepare/qa.py pubmedqa ori_pqal.json data/qa/pubmedqa_test.jsonl --keep-ids test_ground_truth.json
 
 Each line of OUT is {"id", "context", "question", "options": [...], "answer": index}. You should see how many questions
@@ -35,6 +36,7 @@ import tyro
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))   # run as a script, Python looks in prepare/ alone
 from plumbing.common import UserError, parse_args, read_json, speaking_to_the_user  # noqa: E402
 from prepare.hub_qa import fetch  # noqa: E402
+from prepare.sections import Sections, make_sections  # noqa: E402
 from questions.format import Question, write_questions  # noqa: E402
 
 SHOWN = 10           # of the bad records are printed; all are counted
@@ -284,4 +286,7 @@ def report(cfg, questions, n_bad):
 
 if __name__ == "__main__":
     with speaking_to_the_user():
-        main(parse_args(Questions))
+        if sys.argv[1:2] == ["sections"]:
+            make_sections(parse_args(Sections, argv=sys.argv[2:]))
+        else:
+            main(parse_args(Questions))
