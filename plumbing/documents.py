@@ -165,7 +165,7 @@ PMID = re.compile(rb'<PMID[^>]*>\s*(\d+)\s*<|<article-id pub-id-type="pmid">\s*(
 
 def pmid(record):
     """The PubMed identifier of an article in XML; None for other records and for an article without."""
-    match = record.kind == "xml" and PMID.search(record.raw)
+    match = isinstance(record, Record) and record.kind == "xml" and PMID.search(record.raw)
     return int(match[1] or match[2]) if match else None
 
 

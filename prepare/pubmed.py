@@ -128,14 +128,16 @@ def encode_chunk(chunk, folder, val_fraction, excluded_folder):
     excluded = load_excluded(excluded_folder)
     ids = {"train": [eos[:0]], "val": [eos[:0]]}
     totals, left = {"train": Totals(), "val": Totals()}, Left(Counter(), [], Counter())
-    for record in chunk:
-        text = parse(record)
+    texts = [parse(record) for record in chunk]
+    readable = ["" if isinstance(text, Bad) else text for text in texts]
+    named = excluded.find(map(pmid, chunk), readable) if excluded else {}
+    for i, (record, text) in enumerate(zip(chunk, texts, strict=True)):
         if isinstance(text, Bad):
             left.bad.append(text)
         elif not text or text.isspace():
             left.empty[EMPTY[record.kind]] += 1
-        elif excluded and (file := excluded.find(pmid(record), text)) is not None:
-            left.excluded[file] += 1
+        elif i in named:
+            left.excluded[named[i]] += 1
         else:
             pieces = encoder(text)
             utf8 = text.encode()
