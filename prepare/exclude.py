@@ -181,7 +181,6 @@ class Excluded:
         bits = np.zeros(1 << log2, bool)
         bits[hashes >> np.uint64(64 - log2)] = True
         pmids = [(pmid, i) for i, part in reversed(list(enumerate(named))) for pmid in part.pmids]
-        folder.mkdir()
         for name, array in (("hashes", hashes), ("files", files[first]), ("bits", bits),
                             ("pmids", np.array(pmids, np.int64).reshape(-1, 2))):
             np.save(folder / f"{name}.npy", array)

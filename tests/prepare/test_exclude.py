@@ -36,8 +36,8 @@ def test_long_documents_are_hashed_piece_by_piece_with_the_same_result(monkeypat
 
 
 def excluded(folder, *paths):
-    Excluded.save(folder / "excluded", [read_excluded(path) for path in paths])
-    return Excluded(folder / "excluded")
+    Excluded.save(folder, [read_excluded(path) for path in paths])
+    return Excluded(folder)
 
 
 LONG = [words(40, seed) for seed in range(10)]
