@@ -124,7 +124,7 @@ def unpacked(path):
         raw = path.read_bytes()
         return (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8-sig")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read to its end ({error}); fetch it again") from error
+        raise UserError(f"{path}: cannot be read to its end ({error}); download it again") from error
 
 
 def pmid_of(line, where):

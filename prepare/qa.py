@@ -162,9 +162,9 @@ def read_records(path):
                 return [(f"line {rows.line_num}", row) for row in rows if row]
             text = file.read()
     except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read to its end ({error}); fetch it again") from error
+        raise UserError(f"{path}: cannot be read to its end ({error}); download it again") from error
     if text.startswith("version https://git-lfs"):
-        raise UserError(f"{path}: a git-lfs pointer, not the file itself; run `git lfs pull`")
+        raise UserError(f"{path}: a git-lfs pointer instead of the file; run `git lfs pull`")
     whole = Malformed() if name.endswith(".jsonl") else as_json(text)
     if isinstance(whole, Malformed):                 # TRAP: MedMCQA's .json files have one record per line
         return [(f"line {i}", as_json(line)) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
@@ -175,7 +175,7 @@ def as_json(text):
     try:
         return json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
-        return Malformed(f"no JSON ({error})")
+        return Malformed(f"not JSON ({error})")
 
 
 def unfolded(path, whole):
