@@ -26,13 +26,13 @@ import numpy as np
 from plumbing.common import UserError
 
 WORDS = 20                 # a shingle: so many words in a row
-PIECE = 1 << 16            # words hashed at a time, which bounds the memory for a document of any length
+PIECE = 1 << 13            # runs hashed at a time: fits the cache, and bounds the memory for a document of any length
 LINK = re.compile(r"pubmed(?:\.ncbi\.nlm\.nih\.gov)?/(\d+)")
 
 
 # ---- Texts to hashes ----
 
-BLANK = ord(" ")
+BLANK, BORDER = b" X"                                            # a border lies between two documents
 LETTERS = bytes(ord(chr(i).lower()) if i < 128 and chr(i).isalnum() else BLANK for i in range(256))
 BASE = 0x9E3779B97F4A7C15                                        # odd, so that it has an inverse modulo 2**64
 INVERSE = pow(BASE, -1, 1 << 64)
@@ -42,26 +42,41 @@ def shingles(text):
     """A uint64 hash of each run of WORDS words; empty for a shorter text.
 
     Words are runs of ASCII letters and digits, whatever their case: copies of an abstract differ in dashes, quotes and
-    accents. The hash of bytes b_0 b_1 ... is the sum of b_i BASE^i modulo 2**64, so that one cumulative sum serves for
-    all runs: subtract it at a run's two ends, and divide by BASE to the power of the run's start.
+    accents.
     """
-    b = np.frombuffer((text + " ").encode(errors="replace").translate(LETTERS), np.uint8)
+    return run_hashes(*words_of(letters(text)))
+
+
+def letters(text):
+    """The text as bytes a-z, 0-9 and blanks."""
+    return text.encode(errors="replace").translate(LETTERS)
+
+
+def words_of(text):
+    """(the bytes of the words with one blank after each, the place where each begins, the place of its blank)."""
+    b = np.frombuffer(text + b" ", np.uint8)
     is_letter = b != BLANK
-    b = b[is_letter | np.concatenate([[False], is_letter[:-1]])]         # one blank after each word, none elsewhere
+    b = b[is_letter | np.concatenate([[False], is_letter[:-1]])]
     ends = np.flatnonzero(b == BLANK)
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    runs = len(ends) - WORDS + 1
-    pieces = [run_hashes(b, starts[i:min(i + PIECE, runs)], ends[i + WORDS - 1:][:PIECE])
-              for i in range(0, runs, PIECE)]
-    return np.concatenate(pieces) if pieces else np.empty(0, np.uint64)
+    return b, np.concatenate([[0], ends + 1])[:-1], ends
 
 
 def run_hashes(b, starts, ends):
-    """The hashes of b[starts[i]:ends[i]], all within one piece of text."""
-    first, last = starts[0], ends[-1]
-    up, down = powers(int(last - first).bit_length())
-    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(b[first:last] * up[:last - first])])
-    return (sums[ends - first] - sums[starts - first]) * down[starts - first]
+    """The hash of each run of WORDS words, piece by piece.
+
+    The hash of bytes b_0 b_1 ... is the sum of b_i BASE^i modulo 2**64, so that one cumulative sum serves for all runs:
+    subtract its values at a run's two ends, and divide by BASE to the power of the run's start.
+    """
+    pieces = [np.empty(0, np.uint64)]
+    for piece in range(0, len(ends) - WORDS + 1, PIECE):
+        last = ends[piece + WORDS - 1:][:PIECE]
+        first = starts[piece:][:len(last)]
+        origin, length = first[0], last[-1] - first[0]
+        up, down = powers(int(length).bit_length())
+        sums = np.zeros(length + 1, np.uint64)
+        np.cumsum(b[origin:origin + length] * up[:length], out=sums[1:])
+        pieces.append((sums[last - origin] - sums[first - origin]) * down[first - origin])
+    return np.concatenate(pieces)
 
 
 @cache
@@ -109,7 +124,7 @@ def unpacked(path):
         raw = path.read_bytes()
         return (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8-sig")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read to its end ({error}); fetch it again") from error
+        raise UserError(f"{path}: cannot be read to its end ({error}); download it again") from error
 
 
 def pmid_of(line, where):
@@ -152,7 +167,7 @@ class Excluded:
 
     def __init__(self, folder):
         arrays = [np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("hashes", "files", "bits")]
-        self.hashes, self.files, self.bits = arrays
+        self.hashes, self.files, self.bits = map(np.asarray, arrays)     # numpy indexes plain arrays faster
         self.shift = np.uint64(64 - (len(self.bits) - 1).bit_length())
         self.pmids = dict(np.load(folder / "pmids.npy").tolist())
 
@@ -166,19 +181,20 @@ class Excluded:
         bits = np.zeros(1 << log2, bool)
         bits[hashes >> np.uint64(64 - log2)] = True
         pmids = [(pmid, i) for i, part in reversed(list(enumerate(named))) for pmid in part.pmids]
-        folder.mkdir()
         for name, array in (("hashes", hashes), ("files", files[first]), ("bits", bits),
                             ("pmids", np.array(pmids, np.int64).reshape(-1, 2))):
             np.save(folder / f"{name}.npy", array)
 
-    def find(self, pmid, text):
-        """The number of a file that names the document or shares a shingle with it; None if no file does."""
-        if pmid in self.pmids:
-            return self.pmids[pmid]
-        hashes = shingles(text)
-        hashes = hashes[self.bits[hashes >> self.shift]]
-        if not len(hashes):
-            return None
-        places = np.searchsorted(self.hashes, hashes).clip(max=len(self.hashes) - 1)
-        places = places[self.hashes[places] == hashes]
-        return int(self.files[places].min()) if len(places) else None
+    def find(self, pmids, texts):
+        """{number of a document: number of the file that names it or shares a shingle with it}, for many documents."""
+        b, starts, ends = words_of(b" X ".join(map(letters, texts)))     # no excluded text holds a border
+        hashes = run_hashes(b, starts, ends)
+        likely = np.flatnonzero(self.bits[hashes >> self.shift])
+        places = np.searchsorted(self.hashes, hashes[likely]).clip(max=len(self.hashes) - 1)
+        equal = self.hashes[places] == hashes[likely]
+        documents = np.searchsorted(np.flatnonzero(b[starts] == BORDER), likely[equal])
+
+        found = {}
+        for document, file in zip(documents.tolist(), self.files[places[equal]].tolist(), strict=True):
+            found[document] = min(file, found.get(document, file))
+        return found | {i: self.pmids[pmid] for i, pmid in enumerate(pmids) if pmid in self.pmids}
