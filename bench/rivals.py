@@ -10,7 +10,6 @@ Not here: the measuring (bench/train.py).
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-import transformers
 
 from data import Corpus
 from model import GPT
@@ -19,6 +18,8 @@ from train import learning_rate
 
 
 def theirs(run, watch, weights):
+    """train.py's run with transformers' GPT-2, from the weights of a folder."""
+    import transformers  # the plain loop does not need it
     model = transformers.GPT2LMHeadModel.from_pretrained(
         weights, dtype=torch.float32, attn_implementation="sdpa", activation_function="gelu_pytorch_tanh")
     call = torch.compile(model) if run.compile else model
@@ -28,6 +29,7 @@ def theirs(run, watch, weights):
 
 
 def plain(run, watch, weights):
+    """train.py's run with the short GPT-2 below, from the weights of a folder."""
     model = Plain(run.model)
     model.load_state_dict(GPT.from_pretrained(weights).state_dict())
     return loop(run, watch, model, torch.compile(model) if run.compile else model)
