@@ -1,25 +1,25 @@
 """Pretraining: read tokens, predict the next one, 286,102 times.
 
-Teaches the whole of it: a batch, a loss, a gradient, a step of AdamW; the schedule; accumulation and clipping; how a
-run is watched, stopped and resumed with the same numbers.
-Not here: the network (model.py), the order of the data (data.py), many processes (parallel.py), what survives a crash
-(checkpoint.py), what one watches (monitor.py).
+Teaches all of it: a batch, a loss, a gradient, a step of AdamW; the schedule of the learning rate; accumulation and
+clipping; how a run is watched, stopped, and resumed with the same numbers.
+Not here: the network (model.py), the order of the data (data.py), many processes (training/parallel.py), checkpoints
+(training/checkpoint.py), logs (training/monitor.py).
 
     python train.py demo                   # the miniature of `make demo`: data/demo -> out/demo
     python train.py laptop                 # a small model on real abstracts: data/pubmed -> out/laptop
+    python train.py small                  # GPT-2 small's shape, for one GPU
     torchrun --standalone --nproc-per-node 8 train.py biomedlm --parallel fsdp       # the paper's run, on one node
-    sbatch launch/biomedlm.slurm           # and on 16 nodes of 8 A100-40GB
-    python train.py biomedlm --plan        # what that run needs and how long it takes; runs nothing
+    sbatch launch/biomedlm.slurm           # the same on 16 nodes of 8 A100-40GB
+    python train.py biomedlm --plan        # its memory and days; runs nothing
     torchrun --standalone --nproc-per-node 8 train.py biomedgpt --parallel fsdp      # Llama-2, trained further
 
-Each step writes a line to OUT/log.jsonl. The same command again resumes from OUT's newest checkpoint, on any number of
+Each step writes a line to OUT/log.jsonl. The same command resumes from OUT's newest checkpoint, on any number of
 processes; --restart begins anew. At the end OUT/model is a Hugging Face folder for sample.py and finetune_qa.py.
 Bolton et al. 2024 (arXiv 2403.18421), section 3 and tables 5 and 6; "our choice" marks what the paper does not say.
 """
 import gc
 import json
 import math
-import shutil
 import time
 import zlib
 from dataclasses import asdict, dataclass, replace
@@ -27,73 +27,101 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.tensor import DTensor
 
 from baselines import family_of, load_tokenizer
-from data import Corpus, document_starts
+from data import Corpus, document_starts, read_meta
 from model import GPT, GPTConfig
-from plumbing.common import UserError, parse_args, read_json, speaking_to_the_user, written_whole
+from plumbing.common import (
+    UserError,
+    check_ranges,
+    fixed_settings,
+    free,
+    parse_args,
+    speaking_to_the_user,
+    written_whole,
+)
 from plumbing.huggingface import find_folder, matched
-from plumbing.runtime import autocast, matrix_dtype, stop_on_signals
-from training.checkpoint import Checkpoints
-from training.monitor import Monitor
-from training.parallel import average_gradients, device_mesh, join_world, set_weights, shard_model
+from plumbing.runtime import autocast, collecting_by_hand, matrix_dtype, stop_on_signals, sum_dtype
+from training.checkpoint import Checkpoints, the_only_run, whole_weights
+from training.monitor import Monitor, Outliers, report_slowest
+from training.parallel import (
+    average_gradients,
+    clip_gradients,
+    device_mesh,
+    join_world,
+    set_recompute,
+    set_weights,
+    shard_model,
+)
 
 
 @dataclass(frozen=True)
 class Train:
-    """Pretrain a GPT on token shards."""
-    data: str = "data/pubmed"            # folder written by prepare/pubmed.py
-    out: str = "out/biomedlm"            # log.jsonl, checkpoints/ and in the end model/
-    model: GPTConfig = GPTConfig()       # its vocab_size and eos_token_id are taken from the data, where it says them
-    init_from: str = ""                  # a folder, or a name on the hub: go on from its weights; --model is not read
-    window: int = 0                      # tokens that are read at once; 0 is the model's n_positions
-    steps: int = 286_102                 # 300 B tokens / 1,048,576
-    epochs: float = 0.0                  # passes over the data; read where --steps is 0
-    batch_size: int = 1024               # windows a step: 1,048,576 tokens
-    micro_batch_size: int = 8            # windows at once; the rest of the batch is accumulated
+    """Pretrain a GPT on token shards. Settings that are `free` may change when a run resumes."""
+    data: str = free("data/pubmed")            # folder written by prepare/pubmed.py
+    out: str = free("out/biomedlm")            # log.jsonl, checkpoints/ and in the end model/
+    model: GPTConfig = GPTConfig()       # vocab_size and eos_token_id are taken from the data's meta.json
+    init_from: str = ""                  # a folder or a name on the hub: begin with its weights; --model is not read
+    window: int = 0                      # tokens read at once; 0 is the model's n_positions
+    steps: int = free(286_102)           # 300 B tokens / 1,048,576; 0 to count --epochs instead
+    epochs: float = free(0.0)            # passes over the data, where --steps is 0
+    batch_size: int = 1024               # windows per step: 1,048,576 tokens
+    micro_batch_size: int = free(8)      # windows at once; the rest of the batch is accumulated
     learning_rate: float = 1.6e-4        # the peak
     final_learning_rate: float = 1.6e-5  # the end of the cosine; our choice: a tenth
     warmup_steps: int = 100
-    # The paper's 1.6e-5 is Composer's "decoupled" decay, p *= 1 - wd lr_t / lr_peak; torch does p *= 1 - wd lr_t:
-    # the same with wd = 1.6e-5 / 1.6e-4 = 0.1, whatever the schedule. On all parameters, as in Composer's examples.
+    # The paper's 1.6e-5 is Composer's "decoupled" decay, p *= 1 - wd lr_t / lr_peak. Torch does p *= 1 - wd lr_t, which
+    # is the same with wd = 1.6e-5 / 1.6e-4 = 0.1. It applies to all parameters, as in Composer's examples.
     weight_decay: float = 0.1
     beta1: float = 0.9
     beta2: float = 0.95
-    grad_clip: float = 1.0               # largest norm of the gradient; our choice
-    separate_documents: bool = False     # hide the documents before it in the window from a document; the paper did not
+    grad_clip: float = 1.0               # largest norm of the gradient, 0 for no limit; our choice
+    skip_outliers: float = 0.0           # skip steps whose loss or norm is so many deviations high; 0 skips none
+    separate_documents: bool = False     # a token does not see other documents of its window; the paper's did
     seed: int = 0
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"    # of matrix products; auto: bfloat16 if it is native
-    parallel: Literal["none", "ddp", "fsdp"] = "none"     # how torchrun's processes share the work: see parallel.py
-    shard: int = 0                       # fsdp: processes that hold one copy of the model; 0 is all of them
-    recompute_every: int = 0             # activation checkpointing of every n-th block; 0 is none: it fits 40 GB
-    kernels: Literal["auto", "torch", "triton"] = "auto"     # auto: Triton's on an A100 or H100 and their kin
-    compile: bool = True                 # torch.compile each block; wants a GPU or a C++ compiler
-    eval_every: int = 1000               # steps
-    eval_windows: int = 1024             # of the validation split, the same every time
-    checkpoint_every: int = 1000         # steps; 0 for the end only
-    keep_checkpoints: int = 2            # the newest ones
-    max_skipped: int = 10                # steps in a row without a finite loss and gradient, before the run stops
-    restart: bool = False                # discard OUT's log and checkpoints instead of resuming
-    tensorboard: bool = False            # also write OUT/tensorboard
-    wandb: bool = False                  # also log to Weights & Biases
-    profile: bool = False                # write a trace of steps 3 to 5 to OUT/trace.json
-    plan: bool = False                   # print what up to 128 GPUs would need and take, and run nothing
+    device: Literal["auto", "cpu", "cuda", "mps"] = free("auto")
+    parallel: Literal["none", "ddp", "fsdp"] = free("none")   # how torchrun's processes share the work
+    shard: int = free(0)                 # fsdp: processes that hold one copy of the model; 0 is all of them
+    recompute_every: int = free(0)       # activation checkpointing of every n-th block; 0 is none: it fits 40 GB
+    kernels: Literal["auto", "torch", "triton"] = free("auto")     # auto: Triton's on an A100 or H100 and similar GPUs
+    compile: bool = free(True)           # torch.compile each block; needs a GPU or a C++ compiler
+    eval_every: int = free(1000)         # steps
+    eval_windows: int = free(1024)       # of the validation split, always the same
+    checkpoint_every: int = free(1000)   # steps; 0 for the end only
+    keep_checkpoints: int = free(2)      # the newest ones
+    max_skipped: int = free(10)          # steps in a row that may be skipped before the run stops
+    restart: bool = free(False)          # begin anew; an earlier run's checkpoints go when the first new one is saved
+    tensorboard: bool = free(False)      # also write OUT/tensorboard
+    wandb: bool = free(False)            # also log to Weights & Biases
+    plan: bool = free(False)             # print what GPUs would need and take, and run nothing
 
     @property
     def length(self):
         return self.window or self.model.n_positions
 
 
+ABOVE_0 = (1, None)          # ranges of settings: lowest and highest, None for no limit
+FROM_0 = (0, None)
+RANGES = {
+    "window": FROM_0, "steps": FROM_0, "epochs": FROM_0, "batch_size": ABOVE_0, "micro_batch_size": ABOVE_0,
+    "learning_rate": FROM_0, "final_learning_rate": FROM_0, "warmup_steps": FROM_0, "weight_decay": FROM_0,
+    "beta1": (0, 1), "beta2": (0, 1), "grad_clip": FROM_0, "skip_outliers": FROM_0, "shard": FROM_0,
+    "recompute_every": FROM_0, "eval_every": ABOVE_0, "eval_windows": ABOVE_0, "checkpoint_every": FROM_0,
+    "keep_checkpoints": ABOVE_0, "max_skipped": FROM_0}
+
 PRESETS = {
     "biomedlm": Train(),
-    # BioMedGPT-LM-7B (arXiv 2308.09442): Llama 2 on 5.5 million papers of PubMed Central. Published: where it begins,
-    # epochs, batch, window, rate. Our choice: AdamW as Llama 2 had it, the warm-up, a cosine to a tenth.
+    # BioMedGPT-LM-7B (arXiv 2308.09442): Llama 2 on 5.5 million papers of PubMed Central. Published: the first weights,
+    # epochs, batch, window, rate. Our choice: Llama 2's AdamW, the warm-up, a cosine to a tenth.
     "biomedgpt": Train(
         data="data/pmc", out="out/biomedgpt", init_from="meta-llama/Llama-2-7b-chat-hf", window=2048, steps=0, epochs=5,
         batch_size=192, micro_batch_size=3, learning_rate=2e-5, final_learning_rate=2e-6, warmup_steps=2000,
         recompute_every=1),
+    # GPT-2 small's shape with our vocabulary, the size of the paper's ablations, for one GPU. Our choice: all rates.
+    "small": Train(
+        out="out/small", model=GPTConfig(n_embd=768, n_layer=12, n_head=12), steps=20_000, batch_size=128,
+        micro_batch_size=16, learning_rate=6e-4, final_learning_rate=6e-5, warmup_steps=400),
     "laptop": Train(
         out="out/laptop", model=GPTConfig(n_positions=256, n_embd=256, n_layer=6, n_head=4, embd_pdrop=0.0,
                                           attn_pdrop=0.0, resid_pdrop=0.0),
@@ -113,142 +141,103 @@ def main(cfg):
     if cfg.plan:
         from launch.plan import print_plan
         return print_plan(replace(cfg, parallel="fsdp"))
-    with join_world(cfg.parallel) as world:
-        try:
-            return train(cfg, world)
-        finally:
-            gc.enable(), gc.unfreeze()
+    with join_world(cfg.parallel, cfg.device) as world:
+        return train(cfg, world)
 
 
 def train(cfg, world):
-    cfg = replace(cfg, dtype=matrix_dtype(cfg.dtype, world.device))
-    per_process = rows_of(world, cfg)
-    cfg = shaped(cfg)
-    corpus, val = Corpus(cfg.data, "train", cfg.length, cfg.seed), Corpus(cfg.data, "val", cfg.length)
-    cfg = replace(cfg, steps=cfg.steps or math.ceil(cfg.epochs * corpus.n_windows / cfg.batch_size))
-    for split in (corpus, val):
-        split.check_ids(cfg.model.vocab_size, world.rank, world.size)
-    model = build(cfg, world)
+    # ---- Data, model, optimizer ----
+    network, cfg, tensors = opened(replace(cfg, dtype=matrix_dtype(cfg.dtype, world.device)), world)
+    cfg, corpus, val = read_data(cfg, world)
+    model = build(cfg, world, network, tensors)
     kernels = model.use_kernels(cfg.kernels, world.device)
-    ddp = average_gradients(model, world, cfg.parallel)
+    replica = average_gradients(model, world, cfg.parallel)
     optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.learning_rate, betas=(cfg.beta1, cfg.beta2), eps=1e-8,
-                                  weight_decay=cfg.weight_decay, fused=True)
-    checkpoints = Checkpoints(cfg.out, world, cfg.keep_checkpoints)
-    first = resume(cfg, world, checkpoints, model, optimizer)
-    monitor = None
-    if world.rank == 0:
-        monitor = Monitor(cfg, world, first)
-        monitor.introduce(corpus, val, sum(p.numel() for p in model.parameters()), kernels)
-    losses, skipped, parts = [], 0, (per_process.stop - per_process.start) // cfg.micro_batch_size
-    gc.collect(), gc.freeze(), gc.disable()       # 128 collectors that pause at different times make all wait for each
-    with stop_on_signals() as signals, profiler(cfg, world) as profile:
+                                  weight_decay=cfg.weight_decay, fused=world.device.type != "mps")
+
+    losses, skipped = [], 0
+    with the_only_run(cfg.out, world), stop_on_signals() as signals, collecting_by_hand():
+        # ---- Resume ----
+        checkpoints, outliers = Checkpoints(cfg.out, world, cfg.keep_checkpoints), Outliers(cfg.skip_outliers)
+        first = resume(cfg, corpus, checkpoints, model, optimizer, outliers)
+        monitor = Monitor(cfg, world, first) if world.rank == 0 else None
+        if monitor:
+            monitor.introduce(corpus, val, sum(p.numel() for p in model.parameters()), kernels)
+
         for step in range(first, cfg.steps):
             started = time.perf_counter()
-            torch.manual_seed(zlib.crc32(f"{cfg.seed} {step} {world.rank}".encode()))    # dropout: of the step alone
+            values = {"lr": learning_rate(step, cfg)}
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, cfg)
-            loss = torch.zeros((), device=world.device)
-            for start in range(per_process.start, per_process.stop, cfg.micro_batch_size):
-                rows = slice(start, start + cfg.micro_batch_size)
-                if ddp is not model:      # average once, after the last part. TRAP: the forward pass must know it, too
-                    ddp.require_backward_grad_sync = rows.stop == per_process.stop
-                micro_loss = loss_of(ddp, corpus.batch(step, cfg.batch_size, rows), cfg, world) / parts
-                micro_loss.backward()
-                loss += micro_loss.detach()
-            grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip)
-            grad_norm = grad_norm.full_tensor() if isinstance(grad_norm, DTensor) else grad_norm
-            stats = world.sum(torch.stack([loss / world.size, loss.new_tensor(float(bool(signals)))]))
-            losses.append(stats[0].item())
-            stop = stats[1].item() > 0                        # one process was told to: all stop after the same step
-            values = {"loss": losses[-1], "grad_norm": grad_norm.item(), "lr": learning_rate(step, cfg)}
-            if math.isfinite(values["loss"] + values["grad_norm"]):
+                group["lr"] = values["lr"]
+
+            # ---- Forward and backward ----
+            loss = gradient_of(replica, corpus, step, cfg, world)
+            grad_norm = clip_gradients(model.parameters(), cfg.grad_clip).item()
+
+            # ---- Agree: from here on, every process has the same numbers and takes the same decisions ----
+            loss, stop = world.vote(loss / world.size, signals)
+            losses.append(loss)
+            values |= {"loss": loss, "grad_norm": grad_norm}
+
+            # ---- Update ----
+            if math.isfinite(loss + grad_norm) and not outliers.reject(loss, grad_norm):
                 optimizer.step()
                 skipped = 0
-            else:                                             # the same numbers, so the same decision, everywhere
+            else:
                 skipped += 1
                 values["skipped"] = skipped
             optimizer.zero_grad()
+
+            # ---- Evaluate and log ----
             seconds, done = time.perf_counter() - started, step + 1
             if done % cfg.eval_every == 0 or done == cfg.steps:
                 values |= evaluate(model, val, cfg, world)
+            if done % 100 == 0:
+                report_slowest(world, monitor, seconds)
             if monitor:
                 monitor.write(step, values | monitor.speed(step, seconds))
             if skipped > cfg.max_skipped:
-                raise UserError(f"{skipped} steps in a row had no finite loss and gradient, the last {step}; "
-                                f"lower --learning-rate, or look at the data. {cfg.out} goes on from its checkpoint")
+                raise UserError(f"{skipped} steps in a row were skipped for want of a finite loss and gradient, the "
+                                f"last {step}; lower --learning-rate, or look at the data. {cfg.out} resumes from its "
+                                "newest checkpoint")
+
+            # ---- Save ----
             if done == cfg.steps or stop or (cfg.checkpoint_every and done % cfg.checkpoint_every == 0):
-                checkpoints.save(done, model, optimizer, settings(cfg))
-            if done % 1000 == 0:
-                gc.collect()
-            profile.step()
+                checkpoints.save(done, model, optimizer, saved_settings(cfg, corpus, outliers))
             if stop and done < cfg.steps:
                 checkpoints.finish()
-                raise KeyboardInterrupt(f"saved after step {step}; the same command goes on from there")
-    checkpoints.finish()
-    save_model(cfg, world, model)
-    if monitor:
-        monitor.close()
+                raise KeyboardInterrupt(f"saved after step {step}; the same command resumes from there")
+            if done % 1000 == 0:
+                gc.collect()
+
+        # ---- The end: a Hugging Face folder ----
+        checkpoints.finish()
+        save_model(cfg, world, model, network)
+        if monitor:
+            monitor.close()
+            print(f"next: python sample.py --model {cfg.out}/model --prompt TEXT")
     return losses
 
 
-def rows_of(world, cfg):
-    """The rows of every batch that this process reads."""
-    if cfg.batch_size % (world.size * cfg.micro_batch_size):
-        raise UserError(f"--batch-size {cfg.batch_size} is no multiple of {world.size} processes x "
-                        f"--micro-batch-size {cfg.micro_batch_size}; the batch is accumulated from equal parts")
-    return world.share(cfg.batch_size)
+def gradient_of(replica, corpus, step, cfg, world):
+    """Add up the gradients of this process's rows, a micro-batch at a time; returns their mean loss.
 
+    Dropout's seed depends on the step and the process: a resumed run draws the same masks, on the same number of
+    processes. (On another number the losses then differ as for another seed; without dropout they agree to six digits.)
+    """
+    rows = world.share(cfg.batch_size)
+    parts = (rows.stop - rows.start) // cfg.micro_batch_size
+    torch.manual_seed(zlib.crc32(f"{cfg.seed} {step} {world.rank}".encode()))
 
-def build(cfg, world):
-    """The model on this process's device: whole, or its slices; the same weights for every number of processes."""
-    model, tensors = opened(cfg)
-    if cfg.compile:      # TRAP: every layer is a graph (its scale is a constant), and torch stops at 8
-        torch._dynamo.config.recompile_limit = 2 * cfg.model.n_layer
-    for i, block in enumerate(model.h):
-        block.recompute = cfg.recompute_every > 0 and i % cfg.recompute_every == 0
-        if cfg.compile:
-            block.compile()
-    if cfg.parallel == "fsdp":
-        shard_model(model, device_mesh(world, cfg.shard), cfg.dtype)
-    model.to_empty(device=world.device)
-    set_weights(model, matched(model, tensors, cfg.init_from) if cfg.init_from else
-                model.initial_weights(cfg.seed, world.device))
-    return model
-
-
-def opened(cfg):
-    """The network on the "meta" device, and the tensors of --init-from, not yet read."""
-    if cfg.init_from:
-        folder = find_folder(cfg.init_from)
-        family = family_of(folder)
-        if not issubclass(family, GPT):
-            raise UserError(f"{folder}: no causal model; there is no next token for it to learn")
-        return family.open(folder)
-    with torch.device("meta"):
-        return GPT(cfg.model), {}
-
-
-def check(cfg):
-    cfg.model.check()
-    counted = () if cfg.steps == 0 < cfg.epochs else ("steps",)
-    for name in (*counted, "batch_size", "micro_batch_size", "eval_every", "eval_windows", "keep_checkpoints"):
-        if getattr(cfg, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} is {getattr(cfg, name)}; it must be at least 1")
-
-
-def shaped(cfg):
-    """The settings with the model's shape: that of --init-from, or the preset's with the vocabulary of the data."""
-    path, model = Path(cfg.data) / "meta.json", opened(cfg)[0].cfg
-    meta = read_json(path, "what prepare/ wrote about the shards") if path.is_file() else {}
-    if meta and not cfg.init_from:
-        model = replace(model, vocab_size=meta["vocab_size"], bos_token_id=meta["eos_id"], eos_token_id=meta["eos_id"])
-    elif meta and (meta["vocab_size"] > model.vocab_size or meta["eos_id"] != model.eos_token_id):
-        raise UserError(f"{path}: {meta['vocab_size']} tokens, and {meta['eos_id']} ends a text; in {cfg.init_from} "
-                        f"there are {model.vocab_size}, and {model.eos_token_id} does. Write the shards with its "
-                        "tokenizer")
-    if cfg.length > model.n_positions:
-        raise UserError(f"--window {cfg.window} is longer than the model's {model.n_positions} positions")
-    return replace(cfg, model=model)
+    loss = torch.zeros((), device=world.device)
+    for start in range(rows.start, rows.stop, cfg.micro_batch_size):
+        part = slice(start, start + cfg.micro_batch_size)
+        if cfg.parallel == "ddp":      # average once, after the last part; set before the forward pass, which reads it
+            replica.require_backward_grad_sync = part.stop == rows.stop
+        part_loss = loss_of(replica, corpus.batch(step, cfg.batch_size, part), cfg, world) / parts
+        part_loss.backward()
+        loss += part_loss.detach()
+    return loss
 
 
 def loss_of(model, batch, cfg, world):
@@ -270,77 +259,133 @@ def learning_rate(step, cfg):
 
 @torch.no_grad()
 def evaluate(model, val, cfg, world):
-    """Mean loss in nats a token over fixed windows, shared by all processes; and in bits a byte, which other tokenizers
-    can be compared by."""
+    """Mean loss over fixed windows, shared by all processes: in nats per token, and in bits per byte, which can be
+    compared between tokenizers."""
     model.eval()
-    starts, total = val.spread(cfg.eval_windows), torch.zeros((), device=world.device, dtype=torch.float64)
+    starts = val.spread(cfg.eval_windows)
+    total = torch.zeros((), device=world.device, dtype=sum_dtype(world.device))
+
     mine = starts[world.rank::world.size]
     for i in range(0, -(-len(starts) // world.size), cfg.micro_batch_size):
-        # A process that has run out reads its first window again, with weight 0: fsdp needs all in every forward pass.
+        # A process without windows left reads the first one with weight 0: fsdp needs all in every forward pass.
         part = mine[i:i + cfg.micro_batch_size] or starts[:1]
-        total += loss_of(model, val.cut(part), cfg, world).double() * len(mine[i:i + cfg.micro_batch_size])
+        weight = len(mine[i:i + cfg.micro_batch_size])
+        total += loss_of(model, val.cut(part), cfg, world).to(total.dtype) * weight
+
     model.train()
     loss, bytes_per_token = world.sum(total).item() / len(starts), val.bytes_per_token()
     return {"val_loss": loss} | ({"bits_per_byte": loss / math.log(2) / bytes_per_token} if bytes_per_token else {})
 
 
-# Settings that may differ when a run goes on: they do not change what is learned, or (steps) are meant to be extended.
-FREE = {"out", "data", "steps", "epochs", "micro_batch_size", "parallel", "shard", "recompute_every", "kernels",
-        "compile", "eval_every", "eval_windows", "checkpoint_every", "keep_checkpoints", "max_skipped", "restart",
-        "tensorboard", "wandb", "profile", "plan"}
+# ---- Setting up ----
 
 
-def settings(cfg):
-    return asdict(cfg)
+def check(cfg):
+    cfg.model.check()
+    check_ranges(cfg, RANGES)
+    if not cfg.steps and not cfg.epochs:
+        raise UserError("--steps is 0 and so is --epochs; one of them says when to stop")
 
 
-def resume(cfg, world, checkpoints, model, optimizer):
-    """Fill model and optimizer from OUT's newest checkpoint, if there is one; returns the first step still to take."""
-    out = Path(cfg.out)
-    if cfg.restart and world.rank == 0:
-        for old in (out / "checkpoints", out / "model", out / "tensorboard"):
-            shutil.rmtree(old, ignore_errors=True)
-        (out / "log.jsonl").unlink(missing_ok=True)
-    world.wait()
+def opened(cfg, world):
+    """(class, settings with the model's shape, tensors): those of --init-from, mapped but not read; or an empty GPT's.
+
+    The vocabulary's size and the id that ends a text are those of the data.
+    """
+    network, shape, tensors = GPT, cfg.model, {}
+    if cfg.init_from:
+        folder = find_folder(cfg.init_from)
+        network = family_of(folder)
+        if not issubclass(network, GPT):
+            raise UserError(f"{folder}: an encoder, which cannot learn to predict the next token")
+        model, tensors = network.open(folder)
+        shape = model.cfg
+
+    meta = read_meta(cfg.data)
+    if not meta:
+        if cfg.separate_documents and not cfg.init_from:
+            raise UserError(f"{cfg.data}: no meta.json, so --separate-documents does not know which token ends a "
+                            'document; write one there: {"vocab_size": ..., "eos_id": ...}')
+        if world.rank == 0:
+            print(f"{cfg.data}: no meta.json; taking {shape.vocab_size} tokens, {shape.eos_token_id} ends a text")
+        return network, replace(cfg, model=shape), tensors
+    if not {"vocab_size", "eos_id"} <= set(meta):
+        raise UserError(f"{cfg.data}/meta.json: needs vocab_size and eos_id")
+    size, eos = meta["vocab_size"], meta["eos_id"]
+    if not cfg.init_from:
+        shape = replace(shape, vocab_size=size, bos_token_id=eos, eos_token_id=eos)
+    elif size > shape.vocab_size or eos != shape.eos_token_id:
+        raise UserError(f"{cfg.data}/meta.json: {size} tokens, and {eos} ends a text; {cfg.init_from} has "
+                        f"{shape.vocab_size}, and {shape.eos_token_id} ends one. Write the shards with its tokenizer")
+    return network, replace(cfg, model=shape), tensors
+
+
+def read_data(cfg, world):
+    """(settings with the number of steps, training corpus, validation corpus), checked against the model."""
+    if cfg.length > cfg.model.n_positions:
+        raise UserError(f"--window {cfg.window} is longer than the model's {cfg.model.n_positions} positions")
+    if cfg.batch_size % (world.size * cfg.micro_batch_size):
+        raise UserError(f"--batch-size {cfg.batch_size} is no multiple of {world.size} processes x "
+                        f"--micro-batch-size {cfg.micro_batch_size}; the batch is accumulated from equal parts")
+    corpus, val = Corpus(cfg.data, "train", cfg.length, cfg.seed), Corpus(cfg.data, "val", cfg.length)
+    for split in (corpus, val):
+        split.check_ids(cfg.model.vocab_size, world.rank, world.size)
+    steps = cfg.steps or math.ceil(cfg.epochs * corpus.n_windows / cfg.batch_size)
+    return replace(cfg, steps=steps), corpus, val
+
+
+def build(cfg, world, network, tensors):
+    """The model on this process's device: whole, or its slices; the same weights for every number of processes."""
+    with torch.device("meta"):
+        model = network(cfg.model)
+    set_recompute(model.h, cfg.recompute_every)
+    if cfg.compile:      # every layer is a graph, because its scale is a constant; torch stops at 8 graphs
+        torch._dynamo.config.recompile_limit = 2 * cfg.model.n_layer
+        for block in model.h:
+            block.compile()
+    if cfg.parallel == "fsdp":
+        shard_model(model, device_mesh(world, cfg.shard), cfg.dtype)
+    model.to_empty(device=world.device)
+    set_weights(model, matched(model, tensors, cfg.init_from) if cfg.init_from else
+                model.initial_weights(cfg.seed, world.device))
+    return model
+
+
+# ---- Resuming and saving ----
+
+
+def saved_settings(cfg, corpus, outliers):
+    """What a checkpoint remembers of its run."""
+    return asdict(cfg) | {"corpus": corpus.fingerprint(), "recent_steps": list(outliers.values)}
+
+
+def resume(cfg, corpus, checkpoints, model, optimizer, outliers):
+    """Fill model and optimizer from OUT's newest checkpoint, if there is one; returns the number of its steps."""
+    if cfg.restart:
+        checkpoints.set_aside("log.jsonl", "tensorboard")
 
     def accept(folder, saved):
-        for name, now in settings(cfg).items():
-            if name not in FREE and json.dumps(saved.get(name)) != json.dumps(now):
-                raise UserError(f"{folder}: made with {name} = {saved.get(name)}, now it is {now}; "
-                                "use the same, another --out, or --restart to discard it")
+        now = fixed_settings(cfg) | {"corpus": corpus.fingerprint()}
+        known = {"corpus": now["corpus"], "skip_outliers": 0.0} | saved            # older runs did not write these
+        for name, value in now.items():
+            if json.dumps(known.get(name)) != json.dumps(value):
+                what = f"{name} = {known.get(name)}, now it is {value}" if name != "corpus" else "another corpus"
+                raise UserError(f"{folder}: made with {what}; use the same, another --out, or --restart to discard it")
         if int(folder.name) > cfg.steps:
             raise UserError(f"{folder}: has already more than --steps {cfg.steps}; use another --out, or --restart")
+        outliers.values.extend(saved.get("recent_steps", []))
 
     return checkpoints.load(model, optimizer, accept)
 
 
-def profiler(cfg, world):
-    """With --profile, a trace of three steps that chrome://tracing and perfetto.dev show; else nothing."""
-    if not cfg.profile or world.rank:
-        return NoProfile()
-    return torch.profiler.profile(
-        schedule=torch.profiler.schedule(wait=2, warmup=1, active=3, repeat=1),
-        on_trace_ready=lambda trace: trace.export_chrome_trace(str(Path(cfg.out) / "trace.json")))
-
-
-class NoProfile:
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        pass
-
-    def step(self):
-        pass
-
-
-def save_model(cfg, world, model):
+def save_model(cfg, world, model, network):
     """OUT/model: the Hugging Face folder, with the data's tokenizer beside the weights."""
-    whole = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    weights = whole_weights(model)
     if world.rank:
         return
-    plain = opened(cfg)[0]
-    plain.load_state_dict(whole, assign=True)
+    with torch.device("meta"):
+        plain = network(cfg.model)
+    plain.load_state_dict(weights, assign=True)
     with written_whole(Path(cfg.out) / "model") as folder:
         plain.save_pretrained(folder)
         if (Path(cfg.data) / "tokenizer.json").is_file():

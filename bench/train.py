@@ -32,11 +32,13 @@ import transformers  # noqa: E402
 
 import train  # noqa: E402
 from bench.rivals import plain, theirs  # noqa: E402
-from data import Corpus  # noqa: E402
+from data import (
+    Corpus,  # noqa: E402
+    write_shard,  # noqa: E402
+)
 from model import GPT  # noqa: E402
 from plumbing.common import ROOT, git_commit, parse_args, read_json, speaking_to_the_user, write_json  # noqa: E402
 from plumbing.runtime import matrix_dtype  # noqa: E402
-from plumbing.shards import write_shard  # noqa: E402
 
 CPU = torch.device("cpu")
 OURS, THEIRS, PLAIN = "train.py", "transformers", "plain loop"

@@ -19,7 +19,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from baselines import shape_of
 from model import GPT
 from plumbing.common import UserError
-from training.parallel import World, device_mesh, shard_model
+from training.parallel import World, device_mesh, set_recompute, shard_model
 
 GPUS, GPUS_PER_NODE, PEAK_FLOPS = 128, 8, 312e12     # A100-40GB, the paper's hardware
 CAPACITY_GIB, SPARE_GIB = 39.4, 3.0                  # what nvidia-smi shows; for what is not counted here
@@ -79,8 +79,7 @@ def step_memory(cfg, gpus, network=GPT):
 def track(cfg, mesh, network):
     with torch.device("meta"):
         model = network(cfg.model)
-    for i, block in enumerate(model.h):
-        block.recompute = cfg.recompute_every > 0 and i % cfg.recompute_every == 0
+    set_recompute(model.h, cfg.recompute_every)
     shard_model(model, mesh, cfg.dtype)
     model.to_empty(device="cpu")
     optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.learning_rate, fused=True)

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from contextlib import contextmanager
 from dataclasses import asdict, field, fields
 from pathlib import Path
@@ -70,13 +71,40 @@ def speaking_to_the_user():
         sys.exit(130)
 
 
+def check_folder(folder):
+    """Create `folder` if it is missing; UserError unless files can be written into it."""
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"{folder}: cannot write there ({error.strerror}); choose another folder") from error
+
+
+@contextmanager
+def lock(path, taken):
+    """Hold a lock on the file `path`; UserError(taken) if another process holds it. It ends with this process."""
+    with open(path, "a") as file:
+        try:
+            if os.name == "nt":
+                import msvcrt
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            else:
+                import fcntl
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(taken) from error
+        yield
+
+
 @contextmanager
 def written_whole(path):
-    """Yield a temporary path beside `path`; it takes its real name only if the block ends well.
+    """Yield a temporary path beside `path`; it takes its real name only if the block ends without an error.
 
-    Works for files and for folders, which then take the place of what stood there. A failure leaves the old as it was.
+    Works for files and for folders, and replaces what was there before; a link is followed. An error changes nothing.
     """
-    path = Path(path)
+    path = Path(path).resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

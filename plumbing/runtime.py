@@ -1,26 +1,37 @@
-"""What a run needs of the machine: a device, a precision, its speed limit, signals to stop at.
+"""What a run needs of the machine: a device, a precision, signals to stop at.
 
-Not here: what is computed; many processes (parallel.py).
+Not here: what is computed; many processes (training/parallel.py); speed limits (training/monitor.py, sampling/).
 """
+import gc
 import signal
-import time
 from contextlib import contextmanager
-from functools import cache
 
 import torch
 
+from plumbing.common import UserError
 
-def pick_device():
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")      # Ctrl-C; a job is moved; its time is up. Windows lacks the last
+
+
+def pick_device(name="auto"):
+    """The device that --device names; "auto" is an NVIDIA GPU, else Apple's (mps), else the CPU."""
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(kind for kind in present if present[kind])
+    if not present[name]:
+        raise UserError(f"--device {name}: PyTorch finds no such device here; use --device auto")
+    return torch.device(name)
 
 
 def matrix_dtype(dtype, device):
-    """"bfloat16" or "float32" for "auto": bfloat16 where the processor has instructions for it. Where it has none, it
-    is emulated, a hundred times slower than float32."""
+    """"bfloat16" or "float32" for "auto": bfloat16 where the processor has instructions for it. Elsewhere it is
+    emulated, up to a hundred times slower than float32."""
     if dtype != "auto":
         return dtype
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    if device.type == "mps":
+        return "float32"
     has = torch.cpu.get_capabilities()
     return "bfloat16" if has.get("avx512_bf16") or has.get("amx_bf16") else "float32"
 
@@ -30,33 +41,32 @@ def autocast(device, dtype):
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
 
 
-@cache                                               # measuring takes a second, and a machine stays what it is
-def peak_flops(device, dtype):
-    """(FLOP/s that count as 100 %, where the number is from): the data sheet's dense bf16 rate, or what a large product
-    of matrices reaches here on a machine that has no such sheet."""
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        for chip, flops in (("A100", 312e12), ("H100", 989e12), ("H200", 989e12)):
-            if chip in name:
-                return flops, f"{chip}'s dense bf16 peak"
-    a = torch.randn(1024, 1024, device=device, dtype=getattr(torch, dtype))
-    seconds = []
-    for _ in range(20):
-        start = time.perf_counter()
-        (a @ a)[0, 0].item()                        # .item() waits for the result
-        seconds.append(time.perf_counter() - start)
-    return 2 * 1024**3 / min(seconds), "what a 1024 x 1024 product reaches here"
+def sum_dtype(device):
+    """The dtype for sums over many batches: float64, which Apple's GPUs do not have."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 @contextmanager
 def stop_on_signals():
-    """Yield a list that Ctrl-C, SIGTERM (a job that is moved) or SIGUSR1 (a job whose time is up) fills; the loop looks
-    at it between steps, saves and leaves."""
+    """Yield a list that the stop signals fill; the loop looks at it between steps, saves and leaves."""
     received = []
-    old = {number: signal.signal(number, lambda number, frame: received.append(number))
-           for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    numbers = [getattr(signal, name) for name in STOP_SIGNALS if hasattr(signal, name)]
+    old = {number: signal.signal(number, lambda number, frame: received.append(number)) for number in numbers}
     try:
         yield received
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def collecting_by_hand():
+    """No automatic garbage collection: it pauses one process at a time, and the other 127 wait. The loop collects."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.unfreeze()

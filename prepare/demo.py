@@ -30,6 +30,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the repository's modules, before those of prepare/
 # ruff: noqa: E402
 
+from data import write_shard
 from plumbing.common import (
     UserError,
     check_ranges,
@@ -40,7 +41,6 @@ from plumbing.common import (
     write_json_lines,
     written_whole,
 )
-from plumbing.shards import write_shard
 from prepare.demo_facts import ALSO_TRUE, FACTS, RELATIONS
 from prepare.demo_words import QUESTIONS, SCENES, SENTENCES
 from prepare.vocabulary import PAPER_TERMS

@@ -36,9 +36,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the repositor
 # ruff: noqa: E402
 
 from baselines import load_tokenizer
+from data import write_shard
 from plumbing.common import UserError, check_ranges, parse_args, speaking_to_the_user, write_json, written_whole
 from plumbing.documents import EMPTY, Bad, Record, is_readable, parse, pmid, records
-from plumbing.shards import write_shard
 from prepare.download import Download, download
 from prepare.exclude import Excluded, read_excluded
 from tokenizer import Tokenizer

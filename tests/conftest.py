@@ -11,8 +11,8 @@ import tokenizers
 import torch
 from tokenizers import decoders, models, normalizers, processors, trainers
 
+from data import write_shard
 from model import GPT, GPTConfig
-from plumbing.shards import write_shard
 from tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -2,9 +2,8 @@
 import numpy as np
 import pytest
 
-from data import Corpus, permute
+from data import Corpus, open_shard, permute, write_shard
 from plumbing.common import UserError
-from plumbing.shards import open_shard, write_shard
 
 
 def corpus_of(folder, lengths, window=8, seed=0):
@@ -70,7 +69,7 @@ def test_evaluation_windows_are_fixed_and_inside(tmp_path):
     assert len(ids_BT) == 5 and (targets_BT == ids_BT + 1).all()
 
 
-@pytest.mark.parametrize("damage, words", [("cut", "truncated"), ("text", "no token shard"), ("tiny", "too few"),
+@pytest.mark.parametrize("damage, words", [("cut", "truncated"), ("text", "not a token shard"), ("tiny", "too few"),
                                            ("gone", "no train_"), ("short", "too few for one window")])
 def test_a_damaged_shard_is_named(tmp_path, damage, words):
     corpus_of(tmp_path, [1000])

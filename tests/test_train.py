@@ -4,20 +4,28 @@ import json
 import math
 import shutil
 import socket
+import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import transformers
 from conftest import run_script, tiny_config
 from launched import Launch, launched
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import train
+from data import write_shard
 from model import GPT
-from plumbing.common import UserError
+from plumbing import runtime
+from plumbing.common import UserError, lock
 from tokenizer import Tokenizer
 from training.checkpoint import complete_checkpoints as checkpoints
+from training.monitor import Outliers
 
 
 def ten_steps(world, folder):
@@ -81,9 +89,8 @@ def test_a_step_leaves_nothing_behind(cfg, monkeypatch, parallel):
         port = free.getsockname()[1]
     for name, value in dict(RANK=0, WORLD_SIZE=1, MASTER_ADDR="127.0.0.1", MASTER_PORT=port).items():
         monkeypatch.setenv(name, str(value))
-    counts, profile = [], train.NoProfile()
-    monkeypatch.setattr(profile, "step", lambda: counts.append(len(gc.get_objects())), raising=False)
-    monkeypatch.setattr(train, "profiler", lambda *args: profile)
+    counts, rate = [], train.learning_rate
+    monkeypatch.setattr(train, "learning_rate", lambda *args: counts.append(len(gc.get_objects())) or rate(*args))
     train.main(replace(cfg, steps=120, parallel=parallel, eval_every=1000, checkpoint_every=0))
     assert len(counts) == 120 and counts[-2] - counts[19] < 20, counts
 
@@ -124,7 +131,7 @@ def test_a_killed_run_resumes_to_the_same_weights(cfg, world, tmp_path):
         time.sleep(0.01)
     killed.processes[0].terminate()                                                                        # SIGTERM
     finished = killed.wait()
-    assert "goes on from there" in finished.stderr and finished.returncode == 130
+    assert "resumes from there" in finished.stderr and finished.returncode == 130
     assert not (tmp_path / "killed" / "model").exists() and len(checkpoints(tmp_path / "killed")) == 1
     assert launched(*command("killed")).returncode == 0
     assert_same(*(GPT.from_pretrained(tmp_path / name / "model").state_dict() for name in ("whole", "killed")))
@@ -136,14 +143,16 @@ def test_a_checkpoint_that_was_not_finished_does_not_count(cfg, whole):
     assert newest not in checkpoints(cfg.out)
 
 
-@pytest.mark.parametrize("damage", ["cut", "gone", "metadata"])
+@pytest.mark.parametrize("damage", ["cut", "gone", "metadata", "settings"])
 def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(cfg, whole, capsys, damage):
     newest = checkpoints(cfg.out)[-1]
-    victim = newest / ".metadata" if damage == "metadata" else next(newest.glob("*.distcp"))
+    names = {"metadata": ".metadata", "settings": "settings.json"}
+    victim = newest / names[damage] if damage in names else next(newest.glob("*.distcp"))
     if damage == "gone":
         victim.unlink()
     else:
         victim.write_bytes(victim.read_bytes()[:100])
+    (newest.parent / "00000099_backup").mkdir()                # somebody's copy: it is not a checkpoint
     assert train.main(cfg) == whole[8:]
     assert f"{newest}: damaged" in capsys.readouterr().out
     shutil.rmtree(checkpoints(cfg.out)[0])
@@ -154,13 +163,13 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(cfg, whol
 
 
 def test_a_step_without_a_finite_gradient_is_skipped_and_too_many_stop_the_run(cfg, monkeypatch):
-    clip, calls = torch.nn.utils.clip_grad_norm_, []
+    clip, calls = train.clip_gradients, []
 
     def broken_at_step_3(parameters, limit):
         calls.append(1)
         return clip(parameters, limit) * (math.nan if len(calls) in broken else 1.0)
 
-    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", broken_at_step_3)
+    monkeypatch.setattr(train, "clip_gradients", broken_at_step_3)
     broken = {4}
     losses = train.main(cfg)
     assert [line.get("skipped") for line in log_of(cfg)[2:5]] == [None, 1, None]
@@ -178,11 +187,6 @@ def test_recomputed_activations_give_the_same_losses(cfg, whole, tmp_path):
 def test_documents_kept_apart_are_another_run(cfg, whole, tmp_path):
     apart = train.main(replace(cfg, separate_documents=True, out=str(tmp_path / "apart")))
     assert max(abs(a - b) for a, b in zip(apart, whole, strict=True)) > 1e-3
-
-
-def test_a_profile_on_request(cfg, tmp_path):
-    train.main(replace(cfg, profile=True))
-    assert json.loads((tmp_path / "out" / "trace.json").read_text())["traceEvents"]
 
 
 def test_only_the_newest_checkpoints_are_kept(cfg):
@@ -255,10 +259,111 @@ def test_tensorboard_on_request(cfg, tmp_path):
 
 @pytest.mark.parametrize("flags, words", [
     (["--data", "nowhere"], "nowhere: no train_"), (["--batch-size", "5", "--micro-batch-size", "2"], "no multiple"),
-    (["--parallel", "fsdp"], "wants torchrun"), (["--steps", "0"], "--steps is 0"),
-    (["--model.n-head", "5"], "not a multiple of n_head")])
+    (["--parallel", "fsdp"], "wants torchrun"), (["--steps", "0"], "--steps is 0"), (["--device", "cuda"], "--device"),
+    (["--grad-clip", "-1"], "--grad-clip is -1"), (["--beta1", "1.5"], "--beta1"),
+    (["--warmup-steps", "-3"], "at least 0"), (["--model.n-head", "5"], "not a multiple of n_head")])
 def test_bad_input_ends_in_one_line_and_code_2(world, tmp_path, flags, words):
     run = run_script if "nowhere" in flags else launched                      # once with all that Python and torch say
     finished = run("train.py", "demo", "--data", world, "--out", tmp_path / "out", *flags)
     assert finished.returncode == 2 and words in finished.stderr and finished.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_broken_weights_are_neither_saved_nor_exported(cfg, monkeypatch):
+    gradient_of = train.gradient_of
+
+    def poisoned(replica, corpus, step, *rest):
+        if step == 5:
+            next(replica.parameters()).data.fill_(math.nan)
+        return gradient_of(replica, corpus, step, *rest)
+
+    monkeypatch.setattr(train, "gradient_of", poisoned)
+    with pytest.raises(UserError, match="not finite"):
+        train.main(cfg)
+    assert [path.name for path in checkpoints(cfg.out)] == ["00000004"] and not Path(cfg.out, "model").exists()
+
+
+def test_no_limit_on_the_gradient_is_not_a_limit_of_zero(cfg, whole, tmp_path):
+    assert train.main(replace(cfg, grad_clip=0, steps=2, out=str(tmp_path / "free")))[1] < whole[0]
+
+
+def test_restart_is_obeyed_by_the_first_start_only(cfg, whole, monkeypatch):
+    for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"):
+        monkeypatch.setenv(name, "1")
+        assert train.main(replace(cfg, restart=True)) == []          # all ten steps are done
+        monkeypatch.setenv(name, "0")
+    assert len(train.main(replace(cfg, restart=True))) == 10
+    assert not Path(cfg.out, "discarded").exists()
+
+
+def test_a_run_may_begin_anew_from_its_own_result(cfg, whole):
+    losses = train.main(replace(cfg, init_from=f"{cfg.out}/model", restart=True))
+    assert losses[0] < whole[0] and Path(cfg.out, "model/config.json").is_file()
+
+
+def test_a_second_run_on_the_same_folder_is_refused_while_the_first_lives(cfg, whole):
+    with lock(Path(cfg.out) / ".lock", "taken"), pytest.raises(UserError, match="another run"):
+        train.main(replace(cfg, steps=20))
+    assert len(train.main(replace(cfg, steps=12))) == 2
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_the_first_step(cfg, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(train, "gradient_of", lambda *args: pytest.fail("a step was taken"))
+    with pytest.raises(UserError, match="file: cannot write"):
+        train.main(replace(cfg, out=str(tmp_path / "file")))
+
+
+def test_links_to_the_result_are_followed(cfg, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "model").symlink_to(tmp_path / "disk")
+    train.main(replace(cfg, steps=1))
+    assert (tmp_path / "disk" / "config.json").is_file() and (tmp_path / "out" / "model").is_symlink()
+
+
+def test_another_corpus_does_not_resume_silently(cfg, whole, world, tmp_path):
+    shutil.copytree(world, tmp_path / "data")
+    moved = replace(cfg, data=str(tmp_path / "data"), steps=11)
+    assert len(train.main(moved)) == 1                                # the same text in another folder
+    write_shard(tmp_path / "data" / "train_000001.bin", np.zeros(100, np.uint16))
+    with pytest.raises(UserError, match="another corpus"):
+        train.main(replace(moved, steps=12))
+
+
+def test_damaged_lines_of_the_log_are_dropped(cfg, whole):
+    with open(f"{cfg.out}/log.jsonl", "a") as file:
+        file.write('[1]\n{"step": 3, "lo\nnull\n')
+    train.main(replace(cfg, steps=11))
+    assert [line["step"] for line in log_of(cfg)] == list(range(11))
+
+
+def test_steps_far_above_the_last_128_can_be_skipped():
+    outliers, rng = Outliers(6.0), np.random.default_rng(0)
+    for _ in range(128):
+        assert not outliers.reject(4 + rng.normal(0, 0.1), 1 + rng.normal(0, 0.1))
+    assert outliers.reject(4.0, 5.0) and outliers.reject(8.0, 1.0) and not outliers.reject(4.2, 1.2)
+    assert not any(Outliers(0.0).reject(1.0 + 99 * (i > 200), 1.0) for i in range(300))
+
+
+class NoFloat64(TorchDispatchMode):
+    """Refuses what Apple's GPUs do not have."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves((args, out)):
+            assert not (isinstance(tensor, torch.Tensor) and tensor.dtype == torch.float64), func
+        return out
+
+
+def test_training_needs_no_float64_on_an_apple_gpu(cfg, monkeypatch):
+    monkeypatch.setattr(train, "sum_dtype", lambda device: runtime.sum_dtype(torch.device("mps")))
+    with NoFloat64():
+        train.main(replace(cfg, steps=5))
+
+
+@pytest.mark.parametrize("package, setting", [("torch.utils.tensorboard", "tensorboard"), ("wandb", "wandb")])
+def test_a_missing_package_is_named_before_the_first_step(cfg, monkeypatch, package, setting):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=f"pip install {setting}"):
+        train.main(replace(cfg, **{setting: True}))

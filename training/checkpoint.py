@@ -1,27 +1,71 @@
-"""Nothing is lost: a run that is killed at any moment goes on where its newest checkpoint stands.
+"""Nothing is lost: a run that is killed at any moment resumes from its newest complete checkpoint.
 
-OUT/checkpoints/00000300/ is the state after 300 steps: weights and moments, a file a process, and settings.json. It is
-written in the background while the next steps run, and counts only once .metadata, which is renamed into place last,
-stands in it. Data and dropout are functions of (seed, step), so there is nothing else to save, and a run may go on with
-another number of processes.
-Not here: models for others to read; those are Hugging Face folders (huggingface.py).
+OUT/checkpoints/00000300/ is the state after 300 steps: weights and moments, one file per process, and settings.json. It
+is written in the background while the next steps run. It is complete once .metadata exists, which is renamed into place
+last. Data and dropout are functions of (seed, step), so nothing else has to be saved, and a run may resume on another
+number of processes.
+Not here: models for others to read; those are Hugging Face folders (plumbing/huggingface.py).
 """
+import os
 import shutil
+import time
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_state_dict,
+)
+from torch.distributed.tensor import DTensor
 
-from plumbing.common import UserError, read_json, write_json
+from plumbing.common import UserError, check_folder, lock, read_json, write_json
+
+NAME = "[0-9]" * 8
 
 
 def complete_checkpoints(out):
-    """The checkpoints in OUT that were written to their end, oldest first."""
-    return sorted(folder for folder in Path(out).glob("checkpoints/[0-9]*")
+    """The complete checkpoints in OUT, oldest first."""
+    return sorted(folder for folder in Path(out).glob(f"checkpoints/{NAME}")
                   if (folder / ".metadata").is_file() and (folder / "settings.json").is_file())
+
+
+@contextmanager
+def the_only_run(out, world):
+    """Hold OUT for this run: UserError if it cannot be written or another run is writing to it."""
+    if world.rank:
+        yield
+        return
+    check_folder(out)
+    with lock(Path(out) / ".lock", f"{out}: another run is writing to it; choose another --out, or wait for it"):
+        yield
+
+
+def is_first_start():
+    """False where torchrun or SLURM has started the same command again: --restart must not discard their progress."""
+    return not any(int(os.environ.get(name) or 0) for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+
+
+def whole_weights(model):
+    """{name: tensor} of the whole model on the CPU, on every process called together; filled on the first only."""
+    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+
+def check_weights(model, world, steps):
+    """Broken weights are neither saved nor exported: a weight that is not finite never recovers."""
+    broken = torch.zeros((), device=world.device)
+    for p in model.parameters():
+        local = p.detach().to_local() if isinstance(p, DTensor) else p.detach()
+        broken += (~local.isfinite()).any()
+    if world.sum(broken).item():
+        raise UserError(f"after {steps} steps the weights are not finite, so they were not saved; lower --learning-rate "
+                        "and run again: the newest checkpoint is from before")
 
 
 class Checkpoints:
@@ -29,13 +73,25 @@ class Checkpoints:
 
     def __init__(self, out, world, keep):
         self.out, self.world, self.keep, self.saving = Path(out), world, keep, None
-        # A group of its own: on the default one, background collectives would meet those of the training step.
+        # A group of its own: on the default group, background collectives would mix with those of the training step.
         self.group = dist.new_group(backend="gloo") if world.size > 1 else None
-        warnings.filterwarnings("ignore", message=".*in a single process.*")       # that is what was asked for
+        warnings.filterwarnings("ignore", message=".*in a single process.*")       # one process is a valid choice
+
+    def set_aside(self, *names):
+        """For --restart: move what an earlier run left to OUT/discarded, which is deleted after the first save."""
+        if self.world.rank == 0 and is_first_start():
+            old = [self.out / name for name in ("checkpoints", *names) if (self.out / name).exists()]
+            if old:
+                shutil.rmtree(self.out / "discarded", ignore_errors=True)
+                (self.out / "discarded").mkdir()
+            for path in old:
+                os.replace(path, self.out / "discarded" / path.name)
+        self.world.wait()
 
     def save(self, step, model, optimizer, settings):
         """Copy the state after `step` steps and begin to write it; returns before it is on disk."""
         self.finish()
+        check_weights(model, self.world, step)
         folder = self.out / "checkpoints" / f"{step:08d}"
         if self.world.rank == 0:
             shutil.rmtree(folder, ignore_errors=True)          # what a crash left of the same step
@@ -46,36 +102,72 @@ class Checkpoints:
                                      process_group=self.group)
 
     def finish(self):
-        """Wait for the save that is under way, then drop all but the newest checkpoints."""
-        if self.saving:
-            self.saving.result()
-            self.saving = None
-            if self.world.rank == 0:
-                for old in complete_checkpoints(self.out)[:-self.keep]:
-                    (old / ".metadata").unlink()               # first it stops to count, then it goes
-                    shutil.rmtree(old)
+        """Wait for the save in progress, then delete all but the newest checkpoints."""
+        if not self.saving:
+            return
+        self.saving.result()
+        self.saving = None
+        if self.world.rank == 0:
+            for old in complete_checkpoints(self.out)[:-self.keep]:
+                (old / ".metadata").unlink()                   # from here on it is incomplete; then it goes
+                shutil.rmtree(old)
+            shutil.rmtree(self.out / "discarded", ignore_errors=True)
 
     def load(self, model, optimizer, accept):
         """Fill model and optimizer from the newest checkpoint that can be read; returns the number of its steps.
 
         accept(folder, settings) raises UserError if the checkpoint is of another run.
         """
-        found = complete_checkpoints(self.out)
+        found = self.agreed_checkpoints()
         for folder in reversed(found):
-            accept(folder, read_json(folder / "settings.json", "the settings of a checkpoint"))
+            saved = self.settings_of(folder)
+            if saved is None:
+                continue
+            accept(folder, saved)
+
             weights, moments = get_state_dict(model, optimizer)
             state = {"model": weights, "optimizer": moments}
             try:
                 dcp.load(state, checkpoint_id=folder, process_group=self.group)
             except CheckpointException as error:
-                reason = repr(next(iter(error.failures.values()))[0])[:100]
-                if self.world.rank == 0:
-                    print(f"{folder}: damaged ({reason}); trying the one before", flush=True)
+                self.say_damaged(folder, next(iter(error.failures.values()))[0])
                 continue
+
             set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
-            if self.world.rank == 0:
-                print(f"resuming after {int(folder.name)} steps from {folder}", flush=True)
+            saved_at = time.strftime("%Y-%m-%d %H:%M", time.localtime((folder / ".metadata").stat().st_mtime))
+            self.say(f"resuming after {int(folder.name)} steps from {folder}, saved {saved_at}")
             return int(folder.name)
+
         if found:
             raise UserError(f"{self.out}/checkpoints: none of {len(found)} can be read; --restart begins anew")
         return 0
+
+    def settings_of(self, folder):
+        """settings.json of a checkpoint; None, and a line for the user, if it is damaged."""
+        try:
+            saved = read_json(folder / "settings.json", "the settings of a checkpoint")
+        except UserError as error:
+            self.say_damaged(folder, error)
+            return None
+        if not isinstance(saved, dict):
+            self.say_damaged(folder, "settings.json is not an object")
+            return None
+        return saved
+
+    def agreed_checkpoints(self):
+        """The checkpoints that the first process sees. UserError if another process does not see the same."""
+        mine = [folder.name for folder in complete_checkpoints(self.out)]
+        if self.world.size > 1:
+            seen = self.world.gather([mine])
+            for rank, names in enumerate(seen):
+                if names != seen[0]:
+                    raise UserError(f"{self.out}: process 0 sees checkpoints {seen[0]}, process {rank} sees {names}; "
+                                    "--out must be a folder that all nodes share")
+        return [self.out / "checkpoints" / name for name in mine]
+
+    def say_damaged(self, folder, reason):
+        self.say(f"{folder}: damaged ({str(reason)[:100]}); trying the one before")
+
+    def say(self, line):
+        if self.world.rank == 0:
+            print(line, flush=True)

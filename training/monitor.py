@@ -1,37 +1,44 @@
-"""What one watches while a model trains: OUT/log.jsonl and a progress bar; TensorBoard, Weights & Biases on request.
+"""What a run prints and logs: OUT/log.jsonl and a progress bar; TensorBoard or Weights & Biases if asked.
 
-Not here: what is measured in a step (train.py). Only the first process has a monitor.
+Not here: what a step measures (train.py). Only the first process has a monitor.
 """
 import json
-import resource
+import math
+import platform
+import sys
+import time
+from collections import deque
+from functools import cache
 from pathlib import Path
+from zlib import crc32
 
 import torch
 from tqdm import tqdm
 
 from plumbing.common import UserError, written_whole
-from plumbing.runtime import peak_flops
+
+# Dense bf16 FLOP/s by the data sheets (fp16 for V100 and T4, which have no bf16). The first name that fits counts.
+PEAK_FLOPS = {
+    "B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "MI300": 1307e12, "A100": 312e12,
+    "L40S": 362e12, "L4": 121e12, "A10G": 70e12, "A10": 125e12, "RTX 5090": 210e12, "RTX 4090": 165e12,
+    "RTX 3090": 71e12, "V100": 125e12, "T4": 65e12}
 
 
 class Monitor:
-    """Writes a line a step; knows what a step costs, and so how fast the run is."""
+    """Writes a line per step; knows what a step costs, and so how fast the run is."""
 
     def __init__(self, cfg, world, first):
         self.cfg, self.world = cfg, world
         self.peak, self.source = peak_flops(world.device, cfg.dtype)
         self.tokens = cfg.batch_size * cfg.length
         self.flops = self.tokens * cfg.model.flops_per_token(cfg.length)
+
         out = Path(cfg.out)
-        out.mkdir(parents=True, exist_ok=True)
+        self.board = open_board(out, first) if cfg.tensorboard else None
+        self.wandb = start_wandb(out) if cfg.wandb else None
         forget_steps(out / "log.jsonl", first)
         self.log = open(out / "log.jsonl", "a", buffering=1, encoding="utf-8")
-        self.bar = tqdm(initial=first, total=cfg.steps, unit="step", disable=None)     # none where nobody looks
-        self.board = self.wandb = None
-        if cfg.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-            self.board = SummaryWriter(str(out / "tensorboard"), purge_step=first)
-        if cfg.wandb:
-            self.wandb = start_wandb(cfg, out)
+        self.bar = tqdm(initial=first, total=cfg.steps, unit="step", disable=None)     # none without a terminal
 
     def introduce(self, corpus, val, n_parameters, kernels):
         cfg = self.cfg
@@ -42,21 +49,23 @@ class Monitor:
               f"data        {corpus.tokens:,} tokens to train on, {val.tokens:,} to validate on, from {cfg.data}\n"
               f"step        {self.tokens:,} tokens, {cfg.steps:,} steps = "
               f"{cfg.steps * self.tokens / corpus.tokens:.2f} epochs\n"
-              f"MFU         of {self.peak / 1e9:,.0f} GFLOP/s, {self.source}; 6N + 12LDT FLOPs a token", flush=True)
+              f"MFU         of {self.peak / 1e9:,.0f} GFLOP/s, {self.source}; 6N + 12LDT FLOPs per token", flush=True)
 
     def speed(self, step, seconds):
         per_process = self.flops / self.world.size / seconds
-        return {"tokens_per_second": self.tokens / seconds, "mfu": per_process / self.peak,
-                "memory_gib": memory_in_use(self.world.device) / 2**30,
-                "hours_left": (self.cfg.steps - step - 1) * seconds / 3600}
+        speed = {"tokens_per_second": self.tokens / seconds, "mfu": per_process / self.peak,
+                 "hours_left": (self.cfg.steps - step - 1) * seconds / 3600}
+        memory = memory_in_use(self.world.device)
+        return speed | ({"memory_gib": memory / 2**30} if memory else {})
 
     def write(self, step, values):
-        self.log.write(json.dumps({"step": step} | values) + "\n")
+        self.log.write(json.dumps({"step": step} | {name: finite(value) for name, value in values.items()}) + "\n")
         if self.board:
             for name, value in values.items():
                 self.board.add_scalar(name, value, step)
         if self.wandb:
             self.wandb.log(values, step=step)
+
         self.bar.update()
         self.bar.set_postfix_str(f"loss {values['loss']:.3f}, {values['tokens_per_second']:,.0f} tokens/s")
         if "val_loss" in values or "skipped" in values or step == 0:
@@ -74,24 +83,103 @@ class Monitor:
             self.wandb.finish()
 
 
+class Outliers:
+    """Steps whose loss or gradient norm is far above the last 128. `values` is saved with each checkpoint."""
+    WINDOW = 128
+
+    def __init__(self, sigmas):
+        self.sigmas, self.values = sigmas, deque(maxlen=self.WINDOW)
+
+    def reject(self, loss, grad_norm):
+        """True if the step should be skipped; otherwise the step joins the ones that later steps are compared with."""
+        if not self.sigmas:
+            return False
+        now = torch.tensor([loss, grad_norm])
+        if len(self.values) == self.WINDOW:
+            seen = torch.tensor(list(self.values))
+            if (now > seen.mean(0) + self.sigmas * seen.std(0)).any():
+                return True
+        self.values.append([loss, grad_norm])
+        return False
+
+
+def report_slowest(world, monitor, seconds):
+    """Name the process whose step took longest, beside the median. All processes call it together."""
+    if world.size == 1:
+        return
+    times = sorted(world.gather([(seconds, world.rank, platform.node())]))
+    worst, rank, host = times[-1]
+    if monitor:
+        monitor.say(f"slowest process: {rank} on {host}, {worst:.3f} s; median {times[len(times) // 2][0]:.3f} s")
+
+
+@cache                                               # measuring takes a second, and the machine stays the same
+def peak_flops(device, dtype):
+    """(FLOP/s that count as 100 %, the source of the number): the data sheet's dense bf16 rate, or what a large matrix
+    product reaches here on a machine that is not in the table."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        for chip, flops in PEAK_FLOPS.items():
+            if chip.split() == [word for word in chip.split() if word in name.replace("-", " ")]:
+                return flops, f"{chip}'s dense bf16 peak"
+
+    n = 1024 if device.type == "cpu" else 8192       # a GPU needs a large product to be busy
+    a = torch.randn(n, n, device=device, dtype=getattr(torch, dtype))
+    seconds = []
+    for _ in range(20):
+        start = time.perf_counter()
+        (a @ a)[0, 0].item()                         # .item() waits for the result
+        seconds.append(time.perf_counter() - start)
+    return 2 * n**3 / min(seconds), f"what a {n} x {n} product reaches here"
+
+
 def memory_in_use(device):
-    """Bytes at the peak: allocated on the GPU, or resident in main memory."""
+    """Bytes at the peak: allocated on the GPU, or resident in main memory. None where that is not known (Windows)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024        # Linux counts in KiB
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory()
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024        # macOS counts in bytes, Linux in KiB
+
+
+def finite(value):
+    """JSON has no NaN or infinity: they become None."""
+    return value if math.isfinite(value) else None
 
 
 def forget_steps(path, first):
-    """Drop the lines of steps that a crash separated from their checkpoint; they come again."""
-    if path.is_file():
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-        with written_whole(path) as temporary:
-            temporary.write_text("".join(line for line in lines if json.loads(line)["step"] < first), encoding="utf-8")
+    """Drop the lines of steps after the checkpoint, which will be repeated, and lines that a crash damaged."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            if json.loads(line)["step"] < first:
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError):
+            continue
+    with written_whole(path) as temporary:
+        temporary.write_text("".join(kept), encoding="utf-8")
 
 
-def start_wandb(cfg, out):
+def open_board(out, first):
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UserError("--tensorboard needs the package tensorboard: pip install tensorboard") from error
+    return SummaryWriter(str(out / "tensorboard"), purge_step=first)
+
+
+def start_wandb(out):
     try:
         import wandb
     except ImportError as error:
-        raise UserError("--wandb wants the package of that name: pip install wandb") from error
-    return wandb.init(project="nanobiomedlm", name=out.name, dir=str(out), resume="allow", id=out.name)
+        raise UserError("--wandb needs the package wandb: pip install wandb") from error
+    path = out.resolve()
+    run = f"{path.name}-{crc32(str(path).encode()):08x}"           # two folders of one name are two runs
+    return wandb.init(project="nanobiomedlm", name=path.name, dir=str(out), resume="allow", id=run)

@@ -2,14 +2,15 @@
 
     none    one process
     ddp     every process holds the whole model and reads its own rows; gradients are averaged
-    fsdp    every process holds a slice of everything (ZeRO-3); a block is gathered when its turn comes, then dropped.
-            With --shard N the slices are spread over N neighbours only, and such groups hold copies (HSDP): most of
+    fsdp    every process holds a slice of everything (ZeRO-3); a block is gathered before it is used, then freed.
+            With --shard N the slices are spread over N neighbours, and each such group holds a copy (HSDP): most of
             the traffic stays inside a node
 
-Teaches why 2.7 B parameters need this: fp32 weights, gradients and two moments are 16 bytes a parameter, 41.5 GB, and
-do not fit a 40 GB GPU; a 128th of them is 0.3 GB. And why the result is the same: the same rows, the same gradient.
-Not here: what is computed (model.py), and the loop (train.py).
+Teaches why 2.7 B parameters need this: fp32 weights, gradients and two moments are 16 bytes per parameter, 41.5 GB, too
+much for a 40 GB GPU; a 128th of them is 0.3 GB. And why the result is the same: the same rows, the same gradient.
+Not here: what is computed (model.py), the loop (train.py).
 """
+import math
 import os
 from dataclasses import dataclass
 from datetime import timedelta
@@ -49,6 +50,12 @@ class World:
             dist.all_gather_object(lists, values)
         return [value for of_rank in lists for value in of_rank]
 
+    def vote(self, loss, signals):
+        """(the sum of the processes' losses, whether any of them received a signal): so all stop at the same step."""
+        stop = loss.new_tensor(float(bool(signals)))
+        total, stops = self.sum(torch.stack([loss, stop])).tolist()
+        return total, stops > 0
+
     def wait(self):
         if self.size > 1:
             dist.barrier()
@@ -61,20 +68,22 @@ class World:
             dist.destroy_process_group()
 
 
-def join_world(parallel):
-    """The world that torchrun started, or a world of one; `with` leaves it."""
+def join_world(parallel, device="auto"):
+    """The processes that torchrun started, or this one alone; `with` leaves the group at the end."""
     size = int(os.environ.get("WORLD_SIZE", 1))
     if parallel == "none":
         if size > 1:
             raise UserError(f"torchrun started {size} processes, but --parallel is none; choose ddp or fsdp")
-        return World(0, 1, pick_device())
+        return World(0, 1, pick_device(device))
     if "RANK" not in os.environ:
         raise UserError(f"--parallel {parallel} wants torchrun: torchrun --standalone --nproc-per-node 8 train.py ...")
-    device = pick_device()
+    device = pick_device(device)
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)          # before the first allocation: else every process has 0.5 GB on GPU 0
-    # gloo beside nccl: the checkpoints' background threads talk over it. Compiling makes the first step slow.
+        torch.cuda.set_device(device)          # first of all: otherwise every process allocates 0.5 GB on GPU 0
+    # Without this a worker that torchrun restarts waits for connections of the dead one, and hangs.
+    os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")
+    # gloo beside nccl: the checkpoints' background threads use it. The long timeout covers compiling in the first step.
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=10))
     return World(dist.get_rank(), dist.get_world_size(), device)
 
@@ -91,17 +100,17 @@ def device_mesh(world, shard):
 
 def shard_model(model, mesh, dtype):
     """Slice every parameter over the mesh; a block's are gathered for its forward and again for its backward pass."""
-    # Blocks compute and travel in bf16; gradients are summed, and weights kept, in fp32 (the paper's table 6).
+    # Blocks are computed and sent in bf16; gradients are summed, and weights kept, in fp32 (the paper's table 6).
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if dtype == "bfloat16" else MixedPrecisionPolicy()
     for block in model.h:
         fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy)          # what no block holds: embeddings, the tied head, ln_f
+    fully_shard(model, mesh=mesh, mp_policy=policy)          # the rest: embeddings, the tied head, ln_f
 
 
 @torch.no_grad()
 def set_weights(model, values):
-    """Copy (name, tensor) pairs into the model. Of a sliced parameter each process takes its slice: all have made the
-    same tensor, so nothing is sent."""
+    """Copy (name, tensor) pairs into the model. Every process makes the same whole tensor and keeps its slice of it, so
+    nothing is sent."""
     parameters = dict(model.named_parameters())
     for name, value in values:
         p = parameters[name]
@@ -111,8 +120,20 @@ def set_weights(model, values):
         p.copy_(value)
 
 
+def clip_gradients(parameters, limit):
+    """Scale the gradients to a norm of at most `limit` (0: no limit) and return the norm before that, fp32."""
+    norm = torch.nn.utils.clip_grad_norm_(parameters, limit or math.inf)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def set_recompute(blocks, every):
+    """Activation checkpointing for every n-th block; 0 is none."""
+    for i, block in enumerate(blocks):
+        block.recompute = every > 0 and i % every == 0
+
+
 def average_gradients(model, world, parallel):
-    """Wrap a model whose processes hold all of it. (fully_shard averages by itself.)"""
+    """Wrap a model of which every process holds a copy. (fully_shard averages gradients by itself.)"""
     if parallel != "ddp":
         return model
     return DistributedDataParallel(model, device_ids=[world.device] if world.device.type == "cuda" else None)

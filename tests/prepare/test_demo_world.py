@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from data import open_shard
 from plumbing.common import UserError, read_json
-from plumbing.shards import open_shard
 from prepare import demo, demo_facts, demo_words
 from questions.format import read_questions
 from questions.metrics import guessing_accuracy

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import zstandard
 
+from data import open_shard
 from plumbing.common import ROOT, UserError, parse_args
 from plumbing.documents import Bad, documents
-from plumbing.shards import open_shard
 from prepare import pubmed, qa
 from tokenizer import Tokenizer
 
