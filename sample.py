@@ -22,9 +22,8 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
-from baselines import load_model, load_tokenizer
+from baselines import load
 from plumbing.common import UserError, parse_args, speaking_to_the_user
-from plumbing.huggingface import find_folder
 from plumbing.runtime import matrix_dtype, pick_device, read_bandwidth
 from sampling.cpu_step import CpuStep, serves
 from sampling.fast_linear import choose_layout, lay_out
@@ -184,19 +183,6 @@ def log_probabilities(model, ids):
     ids_T = torch.tensor(ids, device=model.ln_f.weight.device)
     logits_TV = model.logits(model.hidden(ids_T[None, :-1]))[0]
     return logits_TV.float().log_softmax(-1).gather(-1, ids_T[1:, None])[:, 0]
-
-
-def load(name_or_folder, dtype, device, encoders=False):
-    """A model and its tokenizer from one folder, checked to belong together. encoders: may it be one, too?"""
-    folder = find_folder(name_or_folder)
-    model, tok = load_model(folder, dtype).to(device), load_tokenizer(folder)
-    if len(tok) > model.cfg.vocab_size:
-        raise UserError(f"{folder}: the tokenizer has {len(tok)} tokens, the model only {model.cfg.vocab_size}; "
-                        "they do not belong together")
-    if hasattr(model, "reading") and not encoders:
-        raise UserError(f"{folder}: an encoder, which writes no text and tells of none how likely it is; it is for "
-                        "finetune_qa.py and finetune_answers.py span")
-    return model, tok
 
 
 def check(cfg):
