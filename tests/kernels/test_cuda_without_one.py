@@ -4,9 +4,12 @@ Fake tensors on device "cuda" have shapes and dtypes but no data, and CUDA's aut
 CPU cannot: CUDA's list of operators differs from the CPU's (F.layer_norm returns fp32 there). Not shown here: speed,
 races, what the assembler does (test_kernels_compile.py).
 """
-import interpreter  # noqa: F401, I001  before anything that defines a kernel
+import interpreter  # noqa: I001  before anything that defines a kernel
 
 import contextlib
+import itertools
+import math
+import types
 
 import pytest
 import torch
@@ -16,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from data import Corpus
 from kernels import cross_entropy, flash_attention, flash_decode, gelu, layer_norm, transformer
+from kernels.measure import relative_error
 from model import GPT
 from train import Train, evaluate, loss_of
 from training.parallel import World
@@ -159,3 +163,93 @@ def test_three_layers_share_one_graph_in_training_and_one_in_evaluation(which, w
     assert len(graphs) == 1
     compiled = evaluate(model, corpus, cfg, alone)["val_loss"]              # 2 windows, then 1
     assert len(graphs) == 2 and compiled == pytest.approx(whole, rel=1e-3)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The arithmetic of programs and addresses
+
+def test_every_tile_of_every_head_is_one_programs():
+    function = flash_attention._tile_of_program.fn
+    tile_of = types.FunctionType(function.__code__, {"tl": types.SimpleNamespace(minimum=min)})
+    for tiles, heads, section in itertools.product((1, 3, 8), (1, 5, 20, 160), (1, 4, 7, 32, 1000)):
+        order = [tile_of(program, tiles, heads, section) for program in range(tiles * heads)]
+        assert sorted(order) == sorted(itertools.product(range(heads), range(tiles)))
+        for first in range(0, heads, section):              # in a section of heads, the heaviest tiles come first
+            ranks = [rank for head, rank in order if first <= head < first + section]
+            assert ranks == sorted(ranks)
+
+
+@pytest.fixture
+def only_the_last_program(monkeypatch):
+    """Of every launch only the last program runs, on tensors of any size without a copy."""
+    builder, kernel = interpreter.interpreter.interpreter_builder, type(flash_attention.forward_kernel)
+    get, set_index, set_size = kernel.__getitem__, builder.set_grid_idx, builder.set_grid_dim
+
+    def launcher(self, grid):
+        grid = (*grid, 1, 1)[:3]
+        monkeypatch.setattr(builder, "set_grid_idx", lambda x, y, z: set_index(*(size - 1 for size in grid)))
+        monkeypatch.setattr(builder, "set_grid_dim", lambda x, y, z: set_size(*grid))
+        return get(self, (1,))
+
+    executor = interpreter.interpreter.GridExecutor
+    monkeypatch.setattr(executor, "_init_args_hst", lambda self, arguments, options: (arguments, options))
+    monkeypatch.setattr(executor, "_restore_args_dev", lambda self, *arguments: None)
+    monkeypatch.setattr(kernel, "__getitem__", launcher)
+
+
+def sparse(folder, *shape, dtype=BF16):
+    """Zeros in a file with holes: a tensor of many GB that takes as much memory as is touched."""
+    path, count = folder / f"{len(list(folder.iterdir()))}", math.prod(shape)
+    with open(path, "wb") as file:
+        file.truncate(count * dtype.itemsize)
+    return torch.from_file(str(path), shared=True, size=count, dtype=dtype).view(shape)
+
+
+def test_no_address_overflows_at_64_sequences_of_8192_tokens(only_the_last_program, tmp_path):
+    """The last sequence lies past 2^31 elements. A 32-bit offset would read zeros, or crash."""
+    B, T, H, K, F, D = 64, 8192, 20, 128, 10240, 2560
+    assert B * T * D < 2**31 < (B - 1) * T * 3 * D and 2**31 < (B * T - 1) * F
+    begin, end = slice(0, 64), slice(T - 64, T)
+
+    # attention: the last program of the forward kernel and of dq owns the first queries of the last head
+    qkv_BT3C, dqkv_BT3C = (sparse(tmp_path, B, T, 3 * D) for _ in range(2))
+    dout_BTC, out_BTC = (sparse(tmp_path, B, T, D) for _ in range(2))
+    lse_BHT, delta_BHT = (sparse(tmp_path, B, H, T, dtype=FP32) for _ in range(2))
+    for rows in (begin, end):
+        qkv_BT3C[-1, rows], dout_BTC[-1, rows] = torch.randn(64, 3 * D), torch.randn(64, D)
+    settings = None, None, torch.tensor(0.1), H, 0.0
+    tensors = qkv_BT3C, out_BTC, dout_BTC, dqkv_BT3C, lse_BHT, delta_BHT
+    flash_attention._launch(flash_attention.forward_kernel, [qkv_BT3C], [qkv_BT3C, out_BTC, lse_BHT], *settings)
+    flash_attention._launch(flash_attention.dq_kernel, [qkv_BT3C], tensors, *settings)
+    ref_1T3C = qkv_BT3C[-1:, begin].double().requires_grad_()
+    ref_1TC, ref_lse_1HT = flash_attention.attention_reference(ref_1T3C, H, 0.1)
+    ref_1TC.backward(dout_BTC[-1:, begin].double())
+    assert relative_error(out_BTC[-1, begin, -K:], ref_1TC[0, :, -K:]) < 1e-2
+    assert relative_error(lse_BHT[-1, -1, begin], ref_lse_1HT[0, -1]) < 1e-5
+    assert relative_error(dqkv_BT3C[-1, begin, D - K:D], ref_1T3C.grad[0, :, D - K:D]) < 1e-2
+
+    # and of dkdv its last keys, which the last queries see; there lse and delta are still 0
+    flash_attention._launch(flash_attention.dkdv_kernel, [qkv_BT3C, dout_BTC],
+                            (qkv_BT3C, dout_BTC, dqkv_BT3C, lse_BHT, delta_BHT), *settings)
+    q_TK, k_SK, v_SK = (part_TC[:, -K:] for part_TC in qkv_BT3C[-1, end].double().chunk(3, 1))
+    do_TK = dout_BTC[-1, end, -K:].double()
+    p_TS = (0.1 * q_TK @ k_SK.T).exp().tril()
+    assert relative_error(dqkv_BT3C[-1, end, -K:], p_TS.T @ do_TK) < 1e-2
+    assert relative_error(dqkv_BT3C[-1, end, 2 * D - K:2 * D], 0.1 * (p_TS * (do_TK @ v_SK.T)).T @ q_TK) < 1e-2
+
+    # gelu: the last rows and columns
+    h_NF, g_NF, bias_F = sparse(tmp_path, B * T, F), sparse(tmp_path, B * T, F), torch.randn(F)
+    h_NF[-gelu.ROWS:, -gelu.COLUMNS:] = torch.randn(gelu.ROWS, gelu.COLUMNS)
+    grid = B * T // gelu.ROWS, F // gelu.COLUMNS
+    gelu.forward_kernel[grid](h_NF, bias_F, g_NF, B * T, F, ROWS=gelu.ROWS, COLUMNS=gelu.COLUMNS)
+    tile = slice(-gelu.ROWS, None), slice(-gelu.COLUMNS, None)
+    assert relative_error(g_NF[tile], gelu.bias_gelu_reference(h_NF[tile].double(), bias_F[tile[1]].double())) < 1e-2
+
+    # layer_norm: the last row, of a width with which it lies past 2^31
+    x_ND, y_ND = h_NF, g_NF
+    one_D, statistics_2N = torch.ones(F), torch.zeros(2, B * T)
+    x_ND[-1] = torch.randn(F)
+    layer_norm.forward_kernel[B * T,](x_ND, None, one_D, 0 * one_D, None, y_ND, *statistics_2N, F, 1e-5,
+                                      RESIDUAL=False, LANES=16384)
+    reference = layer_norm.layer_norm_reference(x_ND[-1:].double(), one_D.double(), 0 * one_D.double(), 1e-5)
+    assert relative_error(y_ND[-1:], reference) < 1e-2

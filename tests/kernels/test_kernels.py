@@ -5,7 +5,6 @@ Fresh memory is NaN throughout, so an element that a kernel forgets to write fai
 import interpreter  # noqa: F401, I001  before anything that defines a kernel
 
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
