@@ -43,13 +43,8 @@ from plumbing.common import (
 )
 from plumbing.runtime import matrix_dtype, pick_device
 from questions.heads import computing, parts
-<<<<<<< HEAD
-from sample import WARNING, stream
-from sampling.prompts import groups
-=======
 from sample import WARNING, Sampling, stream
 from sampling.text import groups
->>>>>>> main
 from training.finetuning import Finetuning, descend, save_model, settings
 from training.parallel import device_mesh, join_world, shard_model
 from training.trainable import check_weights, choose_weights
