@@ -90,7 +90,11 @@ TO_SYMBOLS = bytes.maketrans(BYTES, bytes(range(256)))
 
 def symbols(piece):
     """The word of byte tokens that spells a piece: " A" -> chr(220) + chr(32)."""
-    return piece.encode().translate(TO_SYMBOLS).decode("latin-1")
+    return symbols_of(piece.encode())
+
+
+def symbols_of(spelled):
+    return spelled.translate(TO_SYMBOLS).decode("latin-1")
 
 
 # ---- 3. Learning ----
@@ -291,7 +295,9 @@ class Tokenizer:
 
     front = back = ()       # ids that a model needs before and after a text: none here; Llama's <s> in baselines/
 
-    def __init__(self, merges, specials=None, remember=1 << 19):
+    rows = 0                # of the embedding, if there are more than tokens
+
+    def __init__(self, merges, specials=None, remember=1 << 19, added=(), eos=EOS):
         self.merges = list(merges)
         self.merged = {pair: chr(256 + i) for i, pair in enumerate(self.merges)}
         self.bytes_of = {i: bytes([byte]) for i, byte in enumerate(BYTES)}               # id -> its bytes
@@ -301,9 +307,15 @@ class Tokenizer:
         self.size = len(self.bytes_of)                                                   # the largest id + 1
         self.pieces = Remember(self._encode_piece, remember)
         self.words = Remember(self._encode_word, remember)
+        self.unreachable = frozenset()                                                   # see find_unreachable
         self.specials = {}                                                               # name -> id
         for name, i in (specials or {EOS: self.size}).items():
             self.add_special(name, i)
+        self.added = dict(added)         # name -> id of tokens that are recognised in every text, such as "COVID-19"
+        for name, i in self.added.items():
+            self.bytes_of[i] = name.encode()
+            self.widen(i + 1)
+        self.eos, self.eos_ids = eos, (self.specials[eos],)
 
     @classmethod
     def train(cls, texts, vocab_size=28896):
@@ -330,7 +342,22 @@ class Tokenizer:
 
     @property
     def eos_id(self):
-        return self.specials[EOS]
+        """The id that ends a text; the first of eos_ids, each of which ends a generated text."""
+        return self.eos_ids[0]
+
+    def end_at(self, ids):
+        """Take the ids that end a text from a model's config.json, as far as they are tokens of this vocabulary."""
+        self.eos_ids = tuple(i for i in ids if i in self.bytes_of) or self.eos_ids
+        self.eos = {i: name for name, i in self.specials.items()}.get(self.eos_id, self.eos)
+
+    def find_unreachable(self):
+        """The tokens that the merges never make, though one of them would: in files that were extended by hand.
+
+        Of (a, b), (b, c), (a, bc) the last makes a token "abc"; but the text "abc" becomes ab, c by the first.
+        """
+        spelled = ((i, symbols_of(self.bytes_of[i])) for i in range(256, 256 + len(self.merges)))
+        self.unreachable = frozenset(i for i, word in spelled
+                                     if apply_merges(word, self.merged, self.merges) != chr(i))
 
     def add_special(self, name, i=None):
         """The id of a special token such as [SEP]; the next free one (or `i`) if it is new."""
@@ -339,11 +366,14 @@ class Tokenizer:
             if not name or i in self.bytes_of:
                 raise UserError(f"special token {name!r} needs a name and a free id; {i} is {self.bytes_of.get(i)!r}")
             self.specials[name], self.bytes_of[i] = i, name.encode()
-            self.size = max(self.size, i + 1)
-            self.dtype, self.codec = ("<u2", "utf-16-le") if self.size <= 1 << 16 else ("<u4", "utf-32-le")
-            self.pieces.clear()                                  # the ids in them may have the old width
-            self.words.clear()
+            self.widen(i + 1)
         return self.specials[name]
+
+    def widen(self, size):
+        self.size = max(self.size, size)
+        self.dtype, self.codec = ("<u2", "utf-16-le") if self.size <= 1 << 16 else ("<u4", "utf-32-le")
+        self.pieces.clear()                                      # the ids in them may have the old width
+        self.words.clear()
 
     def encode(self, text, specials=()):
         """The ids of a text: 1-D numpy uint16, or uint32 if there are more than 65,536.
@@ -354,9 +384,10 @@ class Tokenizer:
         for name in specials:
             if name not in self.specials:
                 raise UserError(f"{name!r} is not a special token here; those are {', '.join(self.specials)}")
-        names = "|".join(map(re.escape, sorted(specials, key=len, reverse=True)))
-        parts = re.split(f"({names})", text) if specials else [text]
-        packed = [self._pack(chr(self.specials[part])) if i % 2 else self._encode_plain(part)
+        known = {name: self.specials[name] for name in specials} | self.added
+        names = "|".join(map(re.escape, sorted(known, key=len, reverse=True)))
+        parts = re.split(f"({names})", text) if known else [text]
+        packed = [self._pack(chr(known[part])) if i % 2 else self._encode_plain(part)
                   for i, part in enumerate(parts)]               # re.split puts the names at odd places
         return np.frombuffer(bytearray().join(packed), self.dtype)
 
@@ -374,8 +405,10 @@ class Tokenizer:
         return b"".join(map(self.pieces.__getitem__, PIECES.findall(" " + word)))
 
     def _encode_piece(self, piece):
-        whole = self.ranks.get(piece.encode())                   # the merges of a token's own bytes always end in it
-        return self._pack(chr(whole) if whole is not None else apply_merges(symbols(piece), self.merged, self.merges))
+        whole = self.ranks.get(piece.encode())                   # the merges of a token's own bytes end in it
+        if whole is not None and whole not in self.unreachable:
+            return self._pack(chr(whole))
+        return self._pack(apply_merges(symbols(piece), self.merged, self.merges))
 
     def _pack(self, word):
         """The ids as bytes: a symbol below 65,536 is its own UTF-16, though some look like surrogates."""
@@ -383,10 +416,11 @@ class Tokenizer:
 
     def decode_bytes(self, ids):
         """The bytes of a list or array of ids, exactly; a token may end in the middle of a character."""
-        try:
-            return b"".join(map(self.bytes_of.__getitem__, np.asarray(ids).tolist()))
-        except KeyError as error:
-            raise UserError(f"no token has the id {error}; this vocabulary has {self.size:,}") from None
+        ids = np.asarray(ids).tolist()
+        for i in ids:
+            if i not in self.bytes_of and not self.size <= i < self.rows:
+                raise UserError(f"no token has the id {i}; this vocabulary has {self.size:,}")
+        return b"".join(self.bytes_of.get(i, b"") for i in ids)
 
     def decode(self, ids):
         """The text of the ids. Bytes that are not UTF-8 become U+FFFD."""
@@ -395,6 +429,9 @@ class Tokenizer:
     def to_tiktoken(self):
         """A tiktoken.Encoding with the same ids, faster on new text. TRAP: a million spaces in a row make it panic."""
         import tiktoken
+        if self.added or self.unreachable:
+            raise UserError("tiktoken would give other ids: this vocabulary has added tokens or merges that tiktoken "
+                            "cannot follow")
         return tiktoken.Encoding("BPE", pat_str=PATTERN, mergeable_ranks=self.ranks, special_tokens=self.specials)
 
     def save(self, folder):
@@ -404,7 +441,11 @@ class Tokenizer:
     @classmethod
     def load(cls, folder, **kwargs):
         """Read tokenizer.json, or vocab.json and merges.txt."""
-        return cls(*read_files(Path(folder)), **kwargs)
+        merges, specials, added, eos, whole_first = read_files(Path(folder))
+        tok = cls(merges, specials, added=added, eos=eos, **kwargs)
+        if not whole_first:
+            tok.find_unreachable()
+        return tok
 
 
 # ---- 5. The commands ----

@@ -11,8 +11,8 @@ from importlib import import_module
 
 import torch
 
-from plumbing.common import UserError, read_json
-from plumbing.huggingface import find_folder
+from plumbing.common import UserError, read_object, shown
+from plumbing.huggingface import end_ids, find_folder
 from tokenizer import Tokenizer
 
 FAMILIES = {                                # model_type -> (module, class)
@@ -39,6 +39,9 @@ def load(name_or_folder, dtype, device, allow_encoders=False):
         raise UserError(f"{folder}: an encoder cannot write text or score one; use it with finetune_qa.py or "
                         "`finetune_answers.py span`")
     model, tok = family.from_pretrained(folder, dtype).to(device), load_tokenizer(folder)
+    tok.rows = model.cfg.vocab_size          # rows without a token are padding, and decode to nothing
+    if family.causal:
+        tok.end_at(end_ids(folder))
     if len(tok) > model.cfg.vocab_size:
         raise UserError(f"{folder}: the tokenizer has {len(tok)} tokens, the model only {model.cfg.vocab_size}; "
                         "they do not belong together")
@@ -54,9 +57,9 @@ def load_model(name_or_folder, dtype=torch.float32):
 def family_of(folder):
     """The class that computes the model in a local folder."""
     path = folder / "config.json"
-    model_type = read_json(path, "a model's configuration").get("model_type", "gpt2")
-    if model_type not in FAMILIES:
-        raise UserError(f"{path}: model_type is {model_type!r}; this code computes {', '.join(FAMILIES)}")
+    model_type = read_object(path, "a model's configuration").get("model_type", "gpt2")
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise UserError(f"{path}: model_type is {shown(model_type)}; this code computes {', '.join(FAMILIES)}")
     return load_class(model_type)
 
 
@@ -82,8 +85,10 @@ def load_tokenizer(folder):
     path = folder / "tokenizer.json"
     if not path.is_file() and not (folder / "vocab.txt").is_file():
         return Tokenizer.load(folder)
-    cut = read_json(path, "a tokenizer").get("pre_tokenizer") if path.is_file() else None
-    if isinstance(cut, dict) and cut.get("type") == "ByteLevel":
+    found = read_object(path, "a tokenizer") if path.is_file() else {}
+    cut, after = found.get("pre_tokenizer"), found.get("post_processor")
+    adds_tokens = isinstance(after, dict) and after.get("type") != "ByteLevel"      # such as <s> before a text
+    if isinstance(cut, dict) and cut.get("type") == "ByteLevel" and not adds_tokens:
         return Tokenizer.load(folder)
     from baselines.subwords import Subwords
     return Subwords.load(folder)

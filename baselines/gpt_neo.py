@@ -1,7 +1,7 @@
 """GPT-Neo: GPT-2 that looks back 256 tokens only in every second layer. The paper's rival, pretrained on general text.
 
-Teaches how it differs from GPT-2: local attention (a query sees only the last `window_size` keys, so the work of a layer
-grows with T, not with T^2), scores that are not divided by sqrt(K), and linear layers stored as [out, in].
+Teaches how it differs from GPT-2: local attention (a query sees only the last `window_size` keys, so the work of a
+layer grows with T, not with T^2), scores that are not divided by sqrt(K), and linear layers stored as [out, in].
 Not here: everything else (model.py); speed: a local layer computes all T x T scores and hides most of them.
 
     model = load_model("EleutherAI/gpt-neo-2.7B")              # baselines/__init__.py

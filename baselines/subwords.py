@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import tokenizers
 
-from plumbing.common import UserError, read_json, write_json, written_whole
+from plumbing.common import UserError, read_object, write_json, written_whole
 from plumbing.tokenizer_files import BYTES, SHOWN
 from tokenizer import well_formed
 
@@ -28,8 +28,10 @@ class Subwords:
     A SentencePiece vocabulary puts a space before every text, so that "yes" and " yes" have the same ids here.
     """
 
+    rows = 0                # of the embedding, if there are more than tokens
+
     def __init__(self, library, names=None):
-        self.library, self.names = library, names or {}           # names: tokenizer_config.json
+        self.library, self.names, self.ends = library, names or {}, ()      # names: tokenizer_config.json
         library.no_truncation(), library.no_padding()
         library.encode_special_tokens = True                      # "</s>" in a text is four characters
         plain, framed = (library.encode("a", add_special_tokens=frame) for frame in (False, True))
@@ -44,7 +46,7 @@ class Subwords:
         names = {}
         for file in ("special_tokens_map.json", "tokenizer_config.json"):
             if (folder / file).is_file():
-                names |= read_json(folder / file, "the names of special tokens")
+                names |= read_object(folder / file, "the names of special tokens")
         path = folder / "tokenizer.json"
         try:
             if path.is_file():
@@ -80,6 +82,15 @@ class Subwords:
         return {token.content: i for i, token in self.library.get_added_tokens_decoder().items() if token.special}
 
     @property
+    def eos_ids(self):
+        """Each of these ids ends a generated text; the first is eos_id."""
+        return self.ends or (self.specials[self.eos],)
+
+    def end_at(self, ids):
+        """Take the ids that end a text from a model's config.json, as far as they are tokens of this vocabulary."""
+        self.ends = tuple(i for i in ids if 0 <= i < len(self) and self.tokens[i])
+
+    @property
     def eos(self):
         """The token that ends a text; BERT-like models have none, and use the separator."""
         named = [self.names.get(key) for key in ("eos_token", "sep_token")]
@@ -91,7 +102,7 @@ class Subwords:
 
     @property
     def eos_id(self):
-        return self.specials[self.eos]
+        return self.eos_ids[0]
 
     def add_special(self, name, i=None):
         """The id of a special token such as [SEP]; the next free one (or `i`) if it is new."""
@@ -126,15 +137,15 @@ class Subwords:
     @cached_property
     def bytes_of(self):
         """id -> the bytes that it adds to a text."""
-        specials = set(self.specials)
-        return [token.encode() if token in specials else spelled(token, self.kind) for token in self.tokens]
+        added = {token.content for token in self.library.get_added_tokens_decoder().values()}
+        return [token.encode() if token in added else spelled(token, self.kind) for token in self.tokens]
 
     def decode_bytes(self, ids):
         """The bytes that a list or array of ids stands for; words bring the space before them."""
         ids = np.asarray(ids).tolist()
-        if ids and not 0 <= min(ids) <= max(ids) < len(self):
+        if ids and not 0 <= min(ids) <= max(ids) < max(len(self), self.rows):
             raise UserError(f"no token has the id {max(ids)}; this vocabulary has {len(self):,}")
-        return b"".join(self.bytes_of[i] for i in ids)
+        return b"".join(self.bytes_of[i] for i in ids if i < len(self))
 
     def decode(self, ids):
         """The text of the ids, without the space before its first word; bytes that are not UTF-8 become U+FFFD."""

@@ -386,7 +386,7 @@ def damaged(folder, out, name, change):
     ("vocab.json", lambda text: text.replace(": 300,", ": 301,"), "instead|not 300"),
     ("tokenizer.json", lambda text: text[:1000], "tokenizer.json.*not JSON"),
     ("tokenizer.json", lambda text: "{}", "no byte-level BPE"),
-    ("tokenizer.json", lambda text: "[1]", "no byte-level BPE"),
+    ("tokenizer.json", lambda text: "[1]", "no JSON object"),
     ("tokenizer.json", lambda text: text.replace('"add_prefix_space": false', '"add_prefix_space": true'), "GPT-2's"),
     ("tokenizer.json", lambda text: text.replace('"normalizer": null', '"normalizer": {"type": "NFC"}'), "GPT-2's"),
     ("tokenizer.json", lambda text: text.replace('"ByteLevel"', '"Metaspace"'), "GPT-2's"),
@@ -430,7 +430,7 @@ def test_count_per_shard_then_train_on_the_counts_equals_train_on_the_text(tmp_p
     assert (tmp_path / "whole/tokenizer.json").read_bytes() == (tmp_path / "sharded/tokenizer.json").read_bytes()
     assert Tokenizer.load(tmp_path / "whole").merges == Tokenizer.train(texts, 600).merges
     assert {path.name for path in (tmp_path / "whole").iterdir()} == {
-        "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"}
+        "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt"}
 
 
 def test_compare_shows_both_splits_and_the_papers_terms(folder):
