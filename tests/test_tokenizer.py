@@ -461,3 +461,69 @@ def test_bad_input_ends_the_command_in_one_line_and_code_2_and_leaves_nothing(tm
         assert result.returncode == 2 and len(lines) == 1 and message in lines[0], (args, result.stderr)
         assert not out.exists()
     assert not [path for path in os.listdir(tmp_path) if path.endswith(".tmp")]
+
+
+# ---- Folders of others: the ids of transformers, or refused ----
+
+@pytest.fixture
+def others(tmp_path):
+    Tokenizer.train(["aspirin inhibits the enzyme, aspirin inhibits cells, the cells"] * 9, 280).save(tmp_path)
+    return tmp_path
+
+
+def changed(folder, change):
+    path = folder / "tokenizer.json"
+    whole = json.loads(path.read_text())
+    change(whole)
+    path.write_text(json.dumps(whole))
+    return folder
+
+
+def added_token(**flags):
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
+    return {"id": 280, "content": "COVID-19", **plain, **flags}
+
+
+def test_an_added_token_that_is_not_special_is_found_in_text_and_survives_saving(others, tmp_path):
+    changed(others, lambda whole: whole["added_tokens"].append(added_token()))
+    text = "the COVID-19 cells, COVID-19"
+    from transformers import AutoTokenizer
+    expected = AutoTokenizer.from_pretrained(others)(text)["input_ids"]
+    tok = Tokenizer.load(others)
+    assert tok.encode(text).tolist() == expected and expected.count(280) == 2
+    assert tok.decode(expected) == text
+    tok.save(tmp_path / "again")
+    assert Tokenizer.load(tmp_path / "again").encode(text).tolist() == expected
+
+
+@pytest.mark.parametrize("change", [
+    lambda whole: whole["added_tokens"].append(added_token(single_word=True)),
+    lambda whole: whole["added_tokens"].append(added_token(lstrip=True)),
+    lambda whole: whole["added_tokens"].extend([added_token(), added_token(content="x y", id=281, normalized=False)]),
+    lambda whole: whole["model"].update(dropout=0.1),
+    lambda whole: whole["model"].update(end_of_word_suffix="</w>")])
+def test_what_would_give_other_ids_than_transformers_is_refused(others, change):
+    with pytest.raises(UserError, match="not computed here|only one is computed"):
+        Tokenizer.load(changed(others, change))
+
+
+@pytest.mark.parametrize("whole_first", [False, True])
+def test_merges_extended_by_hand_give_the_ids_of_tokenizers(tmp_path, whole_first):
+    """Of (a, b), (b, c), (a, bc) the last is never reached: "abc" is ab, c; unless whole pieces come first."""
+    Tokenizer(["AB", "BC", "A" + chr(257)]).save(tmp_path)       # symbols of the bytes b, c, d
+    changed(tmp_path, lambda whole: whole["model"].update(ignore_merges=whole_first))
+    peer, tok = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json")), Tokenizer.load(tmp_path)
+    for text in ("bcd", "bcdbcd", "cd bcd"):
+        assert tok.encode(text).tolist() == peer.encode(text).ids
+    assert (tok.encode("bcd").tolist() == [258]) == whole_first
+
+
+def test_a_config_names_the_ends_of_a_text_and_embedding_rows_without_token_decode_to_nothing(others):
+    tok = Tokenizer.load(others)
+    tok.add_special("<|end|>")
+    tok.end_at([280, 999])
+    assert (tok.eos_id, tok.eos_ids, tok.eos) == (280, (280,), "<|end|>")
+    tok.rows = 290
+    assert tok.decode([*tok.encode("the"), 285]) == "the"
+    with pytest.raises(UserError, match="no token has the id 290"):
+        tok.decode([290])
