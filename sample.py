@@ -21,9 +21,8 @@ from typing import Literal
 
 import torch
 
-from baselines import load_model, load_tokenizer
+from baselines import load
 from plumbing.common import UserError, check_ranges, free, parse_args, speaking_to_the_user
-from plumbing.huggingface import find_folder
 from plumbing.runtime import matrix_dtype, pick_device
 from sampling.cache import KVCache
 from sampling.cpu_step import CpuStep, serves
@@ -123,10 +122,11 @@ def stream(model, prompts, max_new_tokens, sampling=GREEDY, num_samples=1, seed=
            cuda_graph=False):
     """Continue prompts (lists of ids, all of one length) num_samples times each; yields [(row, token), ...] per step.
 
-    Row p * num_samples + i is sample i of prompt p and draws with seed + i. A row ends before eos_id, where the model's
-    positions end, or when stopped(row), called after each step, is true.
+    Row p * num_samples + i is sample i of prompt p and draws with seed + i. A row ends before eos_id (one or a tuple),
+    where the model's positions end, or when stopped(row), called after each step, is true.
     """
     device, T = model.ln_f.weight.device, len(prompts[0])
+    ends = eos_id if isinstance(eos_id, tuple) else (eos_id,)
     max_new_tokens = min(max_new_tokens, model.cfg.n_positions - T)
 
     # 1. Prefill: read all tokens of the prompts at once, which fills the cache.
@@ -150,7 +150,7 @@ def stream(model, prompts, max_new_tokens, sampling=GREEDY, num_samples=1, seed=
         if sampling.repetition_penalty != 1:
             logits_BV = penalize(logits_BV, seen_BV, sampling.repetition_penalty)
         next_B = choose(logits_BV, sampling, generators)
-        column = [(row, token) for row, token in enumerate(next_B.tolist()) if row in running and token != eos_id]
+        column = [(row, token) for row, token in enumerate(next_B.tolist()) if row in running and token not in ends]
         yield column
 
         running = {row for row, _ in column if not stopped(row)}
@@ -177,19 +177,6 @@ def generate(model, prompt_ids, max_new_tokens, sampling=GREEDY, num_samples=1, 
         for row, token in column:
             samples[row].append(token)
     return samples
-
-
-def load(name_or_folder, dtype, device, encoders=False):
-    """A model and its tokenizer from one folder, checked to belong together. encoders: may it be one, too?"""
-    folder = find_folder(name_or_folder)
-    model, tok = load_model(folder, dtype).to(device), load_tokenizer(folder)
-    if len(tok) > model.cfg.vocab_size:
-        raise UserError(f"{folder}: the tokenizer has {len(tok)} tokens, the model only {model.cfg.vocab_size}; "
-                        "they do not belong together")
-    if hasattr(model, "reading") and not encoders:
-        raise UserError(f"{folder}: an encoder, which writes no text and tells of none how likely it is; it is for "
-                        "finetune_qa.py and finetune_answers.py span")
-    return model, tok
 
 
 # ---- The script ----
@@ -289,7 +276,7 @@ def continue_prompts(cfg, model, tok, encoded, show=lambda text: None):
 
     texts = [TextStream(tok, cfg.stop) for _ in range(len(encoded) * cfg.num_samples)]
     tokens, times = 0, [time.perf_counter()]
-    for column in stream(model, encoded, cfg.max_new_tokens, cfg, cfg.num_samples, cfg.seed, tok.eos_id,
+    for column in stream(model, encoded, cfg.max_new_tokens, cfg, cfg.num_samples, cfg.seed, tok.eos_ids,
                          stopped=lambda row: texts[row].stopped, cuda_graph=uses_graph(cfg, model)):
         for row, token in column:
             certain = texts[row].feed(token)

@@ -267,10 +267,12 @@ def evaluate(model, val, cfg, world):
 
     mine = starts[world.rank::world.size]
     for i in range(0, -(-len(starts) // world.size), cfg.micro_batch_size):
-        # A process without windows left reads the first one with weight 0: fsdp needs all in every forward pass.
-        part = mine[i:i + cfg.micro_batch_size] or starts[:1]
-        weight = len(mine[i:i + cfg.micro_batch_size])
-        total += loss_of(model, val.cut(part), cfg, world).to(total.dtype) * weight
+        # All parts have one shape, the one that torch.compile has seen, and fsdp needs all processes in every forward
+        # pass. So missing windows are replaced by the first one, and their targets do not count.
+        part = mine[i:i + cfg.micro_batch_size]
+        ids_BT, targets_BT = val.cut((part + cfg.micro_batch_size * starts[:1])[:cfg.micro_batch_size])
+        targets_BT[max(1, len(part)):] = -1
+        total += loss_of(model, (ids_BT, targets_BT), cfg, world).to(total.dtype) * len(part)
 
     model.train()
     loss, bytes_per_token = world.sum(total).item() / len(starts), val.bytes_per_token()
@@ -339,8 +341,7 @@ def build(cfg, world, network, tensors):
     with torch.device("meta"):
         model = network(cfg.model)
     set_recompute(model.h, cfg.recompute_every)
-    if cfg.compile:      # every layer is a graph, because its scale is a constant; torch stops at 8 graphs
-        torch._dynamo.config.recompile_limit = 2 * cfg.model.n_layer
+    if cfg.compile:
         for block in model.h:
             block.compile()
     if cfg.parallel == "fsdp":

@@ -1,19 +1,18 @@
 """The systems BioMedLM is compared with, through the same scripts: one file a family, told apart here.
 
-A folder's config.json names its family (model_type), and this table the file that computes it. Every script loads its
-model by load_model and its tokenizer by load_tokenizer; a reader of BioMedLM may stop here, at the line "gpt2".
+A folder's config.json names its family (model_type); FAMILIES names the file that computes it. Every script loads a
+model and its tokenizer with `load`.
 
-    model = load_model("EleutherAI/gpt-neo-2.7B", torch.float32)       # or "stanford-crfm/BioMedLM", or a local folder
-    tok = load_tokenizer(find_folder("EleutherAI/gpt-neo-2.7B"))
+    model, tok = load("EleutherAI/gpt-neo-2.7B", torch.float32, "cpu")     # or "stanford-crfm/BioMedLM", or a folder
 
-Not here: what a family computes (its file), how folders are read (huggingface.py).
+Not here: what a family computes (its file), how folders are read (plumbing/huggingface.py).
 """
 from importlib import import_module
 
 import torch
 
-from plumbing.common import UserError, read_json
-from plumbing.huggingface import find_folder
+from plumbing.common import UserError, read_object, shown
+from plumbing.huggingface import end_ids, find_folder
 from tokenizer import Tokenizer
 
 FAMILIES = {                                # model_type -> (module, class)
@@ -29,6 +28,26 @@ FAMILIES = {                                # model_type -> (module, class)
 DEFAULTS = {"stanford-crfm/BioMedLM": "gpt2", "meta-llama/Llama-2-7b-chat-hf": "llama"}
 
 
+def load(name_or_folder, dtype, device, allow_encoders=False):
+    """(model, tokenizer) of a local folder or a name on the Hugging Face hub, in evaluation mode.
+
+    UserError if they do not belong together, or for a BERT-like encoder unless allow_encoders.
+    """
+    folder = find_folder(name_or_folder)
+    family = family_of(folder)
+    if not family.causal and not allow_encoders:
+        raise UserError(f"{folder}: an encoder cannot write text or score one; use it with finetune_qa.py or "
+                        "`finetune_answers.py span`")
+    model, tok = family.from_pretrained(folder, dtype).to(device), load_tokenizer(folder)
+    tok.rows = model.cfg.vocab_size          # rows without a token are padding, and decode to nothing
+    if family.causal:
+        tok.end_at(end_ids(folder))
+    if len(tok) > model.cfg.vocab_size:
+        raise UserError(f"{folder}: the tokenizer has {len(tok)} tokens, the model only {model.cfg.vocab_size}; "
+                        "they do not belong together")
+    return model, tok
+
+
 def load_model(name_or_folder, dtype=torch.float32):
     """The model in a folder or on the Hugging Face hub, whatever its family, in evaluation mode."""
     folder = find_folder(name_or_folder)
@@ -38,9 +57,9 @@ def load_model(name_or_folder, dtype=torch.float32):
 def family_of(folder):
     """The class that computes the model in a local folder."""
     path = folder / "config.json"
-    model_type = read_json(path, "a model's configuration").get("model_type", "gpt2")
-    if model_type not in FAMILIES:
-        raise UserError(f"{path}: model_type is {model_type!r}; this code computes {', '.join(FAMILIES)}")
+    model_type = read_object(path, "a model's configuration").get("model_type", "gpt2")
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise UserError(f"{path}: model_type is {shown(model_type)}; this code computes {', '.join(FAMILIES)}")
     return load_class(model_type)
 
 
@@ -56,7 +75,7 @@ def shape_of(name):
         return family, family.config_class()
     folder = find_folder(name, ["config.json"])
     family = family_of(folder)
-    if not hasattr(family, "config_class"):
+    if not family.causal:
         raise UserError(f"{folder}: an encoder; plans are made for causal models")
     return family, family.config_class.from_json(folder / "config.json")
 
@@ -66,8 +85,10 @@ def load_tokenizer(folder):
     path = folder / "tokenizer.json"
     if not path.is_file() and not (folder / "vocab.txt").is_file():
         return Tokenizer.load(folder)
-    cut = read_json(path, "a tokenizer").get("pre_tokenizer") if path.is_file() else None
-    if isinstance(cut, dict) and cut.get("type") == "ByteLevel":
+    found = read_object(path, "a tokenizer") if path.is_file() else {}
+    cut, after = found.get("pre_tokenizer"), found.get("post_processor")
+    adds_tokens = isinstance(after, dict) and after.get("type") != "ByteLevel"      # such as <s> before a text
+    if isinstance(cut, dict) and cut.get("type") == "ByteLevel" and not adds_tokens:
         return Tokenizer.load(folder)
     from baselines.subwords import Subwords
     return Subwords.load(folder)

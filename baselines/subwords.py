@@ -1,11 +1,11 @@
 """Other families' tokenizers, by the tokenizers library: SentencePiece's BPE (Llama), WordPiece (BERT) and the like.
 
-Teaches what their tokens stand for in bytes, which is all that a text stream needs: a word's beginning is "▁" in one
-and the lack of "##" in the other, and what Llama's vocabulary lacks is spelled in tokens such as <0x0A>.
-Not here: how they are learned and applied (the library); GPT-2's (tokenizer.py, whose methods these are).
+Teaches which bytes each token adds to a text. A new word begins with "▁" in SentencePiece and without "##" in
+WordPiece; characters outside Llama's vocabulary are written in byte tokens such as <0x0A>.
+Not here: how they are learned and applied (the library); GPT-2's tokenizer (tokenizer.py, which has the same methods).
 
-    tok = load_tokenizer(folder)              # of baselines/__init__.py: this class where tokenizer.py cannot read it
-    tok.encode(text)                          # never a special token; tok.front stands before what a model reads
+    tok = baselines.load_tokenizer(folder)    # this class for the folders that tokenizer.py cannot read
+    tok.encode(text)                          # never a special token; a model reads tok.front before it
 """
 import re
 from functools import cached_property
@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 import tokenizers
 
-from plumbing.common import UserError, read_json, write_json, written_whole
-from tokenizer import BYTES, SHOWN, well_formed
+from plumbing.common import UserError, read_object, write_json, written_whole
+from plumbing.tokenizer_files import BYTES, SHOWN
+from tokenizer import well_formed
 
-ENDS = ("</s>", "<|endoftext|>", "<|end_of_text|>", "[SEP]")      # the end of a text, where no file names it
+ENDS = ("</s>", "<|endoftext|>", "<|end_of_text|>", "[SEP]")      # tokens that end a text, if no file names one
 SHOWN_BYTES = dict(zip(SHOWN, BYTES, strict=True))
 
 
@@ -27,8 +28,10 @@ class Subwords:
     A SentencePiece vocabulary puts a space before every text, so that "yes" and " yes" have the same ids here.
     """
 
+    rows = 0                # of the embedding, if there are more than tokens
+
     def __init__(self, library, names=None):
-        self.library, self.names = library, names or {}           # names: tokenizer_config.json
+        self.library, self.names, self.ends = library, names or {}, ()      # names: tokenizer_config.json
         library.no_truncation(), library.no_padding()
         library.encode_special_tokens = True                      # "</s>" in a text is four characters
         plain, framed = (library.encode("a", add_special_tokens=frame) for frame in (False, True))
@@ -43,7 +46,7 @@ class Subwords:
         names = {}
         for file in ("special_tokens_map.json", "tokenizer_config.json"):
             if (folder / file).is_file():
-                names |= read_json(folder / file, "the names of special tokens")
+                names |= read_object(folder / file, "the names of special tokens")
         path = folder / "tokenizer.json"
         try:
             if path.is_file():
@@ -79,8 +82,17 @@ class Subwords:
         return {token.content: i for i, token in self.library.get_added_tokens_decoder().items() if token.special}
 
     @property
+    def eos_ids(self):
+        """Each of these ids ends a generated text; the first is eos_id."""
+        return self.ends or (self.specials[self.eos],)
+
+    def end_at(self, ids):
+        """Take the ids that end a text from a model's config.json, as far as they are tokens of this vocabulary."""
+        self.ends = tuple(i for i in ids if 0 <= i < len(self) and self.tokens[i])
+
+    @property
     def eos(self):
-        """The token that ends a text; for BERT's kin, which write none, the separator."""
+        """The token that ends a text; BERT-like models have none, and use the separator."""
         named = [self.names.get(key) for key in ("eos_token", "sep_token")]
         for name in (*(n["content"] if isinstance(n, dict) else n for n in named), *ENDS):
             if name in self.specials:
@@ -90,14 +102,14 @@ class Subwords:
 
     @property
     def eos_id(self):
-        return self.specials[self.eos]
+        return self.eos_ids[0]
 
     def add_special(self, name, i=None):
         """The id of a special token such as [SEP]; the next free one (or `i`) if it is new."""
         if name not in self.specials:
             gap = range(len(self), len(self) if i is None else i)     # the library numbers without gaps
             if i is not None and i < len(self):
-                raise UserError(f"special token {name!r} wants a free id; {i} is {self.tokens[i]!r}")
+                raise UserError(f"special token {name!r} needs a free id; {i} is {self.tokens[i]!r}")
             self.library.add_special_tokens([f"<|unused {n}|>" for n in gap] + [name])
             for name_of_cache in ("tokens", "bytes_of", "specials"):
                 vars(self).pop(name_of_cache, None)
@@ -125,18 +137,18 @@ class Subwords:
     @cached_property
     def bytes_of(self):
         """id -> the bytes that it adds to a text."""
-        specials = set(self.specials)
-        return [token.encode() if token in specials else spelled(token, self.kind) for token in self.tokens]
+        added = {token.content for token in self.library.get_added_tokens_decoder().values()}
+        return [token.encode() if token in added else spelled(token, self.kind) for token in self.tokens]
 
     def decode_bytes(self, ids):
         """The bytes that a list or array of ids stands for; words bring the space before them."""
         ids = np.asarray(ids).tolist()
-        if ids and not 0 <= min(ids) <= max(ids) < len(self):
+        if ids and not 0 <= min(ids) <= max(ids) < max(len(self), self.rows):
             raise UserError(f"no token has the id {max(ids)}; this vocabulary has {len(self):,}")
-        return b"".join(self.bytes_of[i] for i in ids)
+        return b"".join(self.bytes_of[i] for i in ids if i < len(self))
 
     def decode(self, ids):
-        """The text of the ids, without the space before its first word; what is not UTF-8 becomes U+FFFD."""
+        """The text of the ids, without the space before its first word; bytes that are not UTF-8 become U+FFFD."""
         text = self.decode_bytes(ids).decode("utf-8", errors="replace")
         return text.removeprefix(" ") if self.spaced or self.kind == "WordPiece" else text
 

@@ -2,12 +2,14 @@
 
 Triton's wheel contains the assembler and the disassembler, so no GPU, driver or CUDA toolkit is needed. The wrappers
 are called on CPU tensors, and a substitute for Triton's driver names the target and keeps what was compiled instead of
-launching it. The table has what limits a kernel on the GPU: registers, spills to slow memory, shared memory, programs
-per processor, and the instructions that make the chip fast (tensor cores, asynchronous copies).
+launching it. The assembler is the one that would run on the GPU (kernels.assembler; TRITON_PTXAS_PATH chooses another).
+The table has what limits a kernel there: registers, spills to slow memory, shared memory, programs per processor, and
+the instructions that make the chip fast (tensor cores, asynchronous copies).
+
+On Hopper the machine code is also searched for the fault that makes attention need ptxas 13.3: an instruction that
+overwrites a register operand of a product (HGMMA) before the wait for it.
 
     python -m kernels.compile_check --jobs 2    the table of results/kernels.md; ends with 1 if a kernel falls short
-
-The environment variable TRITON_PTXAS_PATH chooses another assembler.
 """
 import multiprocessing
 import re
@@ -30,10 +32,11 @@ from plumbing.common import parse_args
 SHARED_OF_PROGRAM = {80: 99 * 1024, 90: 227 * 1024}            # 80 is all of sm_8x, of which A10 and 4090 have least
 SHARED_OF_PROCESSOR = {80: 164 * 1024, 90: 228 * 1024}
 TENSOR_CORES = {80: "HMMA", 90: "HGMMA"}       # sm_90 has HMMA as well, at half the speed: it does not count
-OPCODE = r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9]+)"     # of a line of the disassembly
+INSTRUCTION = r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9]+)(\S*)\s*([^;]*);"   # opcode, its form, operands
 COPIES = ("LDGSTS", "UTMALDG")                 # asynchronous copies to shared memory: cp.async, Hopper's copy engine
 IN_PTX = {"HMMA": r"\bmma\.sync", "HGMMA": r"\bwgmma\.mma_async", "LDGSTS": r"\bcp\.async\.c[ag]\.",
           "UTMALDG": r"\bcp\.async\.bulk\.tensor\.\dd\.shared"}     # each becomes one machine instruction
+FROM_REGISTERS = r"wgmma\.mma_async\S+\s*\{[^}]*\},\s*\{"           # the first operand in registers: see SAFE_ON_HOPPER
 
 
 @dataclass
@@ -75,6 +78,26 @@ def compiled_kernels(arch, call):
     return found
 
 
+def overwritten(instructions):
+    """How many instructions write a register that an HGMMA before them may still be reading.
+
+    instructions: [(opcode, form, operands)] in the order of the code. An HGMMA reads four registers per thread from its
+    second operand, if that is a register, until the wait for all products (WARPGROUP.DEPBAR.LE gsb0, 0x0).
+    """
+    reading, bad = set(), 0
+    for opcode, form, operands in instructions:
+        if opcode == "HGMMA":
+            if operand := re.match(r"R\d+, R(\d+),", operands):
+                reading |= set(range(int(operand[1]), int(operand[1]) + 4))
+        elif opcode == "WARPGROUP" and form.startswith(".DEPBAR") and operands.strip().endswith("0x0"):
+            reading = set()
+        elif written := re.match(r"(?:U?P\w+, )?R(\d+)\b", operands):          # stores begin with an address instead
+            width = 4 if re.search(r"\.128|88\.4", form) else 2 if re.search(r"\.64|WIDE|88\.2", form) else 1
+            only_reads = opcode in ("BAR", "RET", "BRX", "WARPSYNC", "NANOSLEEP")
+            bad += not only_reads and any(int(written[1]) + i in reading for i in range(width))
+    return bad
+
+
 def facts_of(compiled, arch, disassembled=True):
     """{reg, stack, shared, programs, ...} and counts of instructions, from the disassembly or (faster) the PTX."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -85,10 +108,13 @@ def facts_of(compiled, arch, disassembled=True):
                               check=True).stdout
     facts = {name.lower(): int(value) for name, value in re.findall(r"\b(REG|STACK):(\d+)", said)}
     if disassembled:
-        opcodes = re.findall(OPCODE, said, re.MULTILINE)
+        instructions = re.findall(INSTRUCTION, said, re.MULTILINE)
+        opcodes = [opcode for opcode, *_ in instructions]
         facts |= {name: opcodes.count(name) for name in IN_PTX} | {"all": len(opcodes)}
+        facts["overwritten"] = overwritten(instructions)
     else:
         facts |= {name: len(re.findall(form, compiled.asm["ptx"])) for name, form in IN_PTX.items()} | {"all": "-"}
+    facts["from_registers"] = len(re.findall(FROM_REGISTERS, compiled.asm["ptx"]))
     facts |= dict(shared=compiled.metadata.shared, warps=compiled.metadata.num_warps)
     registers_of_warp = -(-facts["reg"] * 32 // 256) * 256          # allocated in units of 256
     facts["programs"] = min(65536 // registers_of_warp // facts["warps"], 64 // facts["warps"],
@@ -107,6 +133,8 @@ def shortfalls(facts, arch, products, copies, spill=0):
         reasons.append("does not use the tensor cores")
     if copies and not sum(facts[name] for name in COPIES):
         reasons.append("copies nothing asynchronously")
+    if facts.get("overwritten"):
+        reasons.append(f"overwrites operands of unfinished products in {facts['overwritten']} places")
     return reasons
 
 
@@ -172,9 +200,12 @@ def check(case):
     arch, name, everything = case
     call, products, copies, known = cases(arch, everything)[name]
     rows = []
-    for kernel, compiled in compiled_kernels(arch, call):
+    with knobs.nvidia.scope():
+        knobs.nvidia.ptxas = kernels.assembler(arch).path
+        launched = compiled_kernels(arch, call)
+    for kernel, compiled in launched:
         facts = facts_of(compiled, arch, everything)
-        counts = " ".join(f"{facts[what]:>6}" for what in (TENSOR_CORES[arch], *COPIES, "all"))
+        counts = " ".join(f"{facts[what]:>6}" for what in (TENSOR_CORES[arch], "from_registers", *COPIES, "all"))
         row = (f"sm_{arch} {name:46s} {kernel:20s} {facts['warps']:2d} {facts['reg']:5d} {facts['stack']:5d} "
                f"{facts['shared']:7d} {facts['programs']:4d} {counts}")
         rows.append((row, shortfalls(facts, arch, products, copies, known.get(kernel, 0))))
@@ -185,7 +216,8 @@ def main(options):
     """Print the table; return the number of kernels that fall short."""
     todo = [(arch, name, options.everything) for arch in (90, 80) for name in cases(arch, options.everything)
             if re.match(options.only, f"sm_{arch} {name}")]
-    print(f"{'':5s} {'case':46s} {'kernel':20s} warps reg spill  shared prog  tensor cp.async TMA  all")
+    print(*(f"sm_{arch}: ptxas {kernels.assembler(arch).version}" for arch in (90, 80)), sep=", ")
+    print(f"{'':5s} {'case':46s} {'kernel':20s} warps reg spill  shared prog  tensor (reg) cp.async TMA  all")
     bad = 0
     with multiprocessing.get_context("spawn").Pool(options.jobs) if options.jobs > 1 else nullcontext() as pool:
         for rows in pool.imap(check, todo) if pool else map(check, todo):

@@ -23,6 +23,8 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels import outside_autocast
+
 # Logits of a tile: 8 per thread, three tiles in flight. With 16 warps a processor holds at most 4 rows, and the
 # 4 x 132 x 58 KB of all rows being worked on stay in the cache for their second pass.
 LANES, WARPS, STAGES = 4096, 16, 3
@@ -78,6 +80,7 @@ def cross_entropy_kernel(
 
 
 @torch.library.custom_op("nanobiomedlm::cross_entropy_", mutates_args=("logits_NV",))
+@outside_autocast
 def cross_entropy_(logits_NV: torch.Tensor, targets_N: torch.Tensor, gradient: bool) -> torch.Tensor:
     """loss_N in fp32, without autograd. With `gradient`, the gradient of its sum overwrites the (contiguous) logits."""
     N, V = logits_NV.shape
@@ -93,6 +96,7 @@ def _(logits_NV, targets_N, gradient):
 
 
 @torch.library.custom_op("nanobiomedlm::linear_cross_entropy", mutates_args=())
+@outside_autocast
 def linear_cross_entropy_op(x_ND: torch.Tensor, weight_VD: torch.Tensor, targets_N: torch.Tensor, gradient: bool,
                             chunk_rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(sum of losses, its gradient by x, its gradient by weight); the gradients are empty without `gradient`."""
@@ -101,13 +105,13 @@ def linear_cross_entropy_op(x_ND: torch.Tensor, weight_VD: torch.Tensor, targets
     dx_ND, dweight_VD = x_ND.new_empty(0), x_ND.new_empty(0)
     if gradient:
         dx_ND, dweight_VD = torch.empty_like(x_ND), torch.zeros_like(weight_VD, dtype=torch.float32)
-    for first in range(0, x_ND.shape[0], chunk_rows):
-        rows = slice(first, first + chunk_rows)
-        logits_NV = x_ND[rows] @ w_VD.mT
-        loss += cross_entropy_(logits_NV, targets_N[rows], gradient).sum()
-        if gradient:                                              # logits_NV is now its own gradient
-            torch.mm(logits_NV, w_VD, out=dx_ND[rows])
-            dweight_VD += logits_NV.mT @ x_ND[rows]               # rounded to bf16 once per chunk, summed in fp32
+    dx_chunks = dx_ND.split(chunk_rows)
+    for i, (x_CD, targets_C) in enumerate(zip(x_ND.split(chunk_rows), targets_N.split(chunk_rows), strict=True)):
+        logits_CV = x_CD @ w_VD.mT
+        loss += cross_entropy_(logits_CV, targets_C, gradient).sum()
+        if gradient:                                              # logits_CV is now its own gradient
+            torch.mm(logits_CV, w_VD, out=dx_chunks[i])
+            dweight_VD += logits_CV.mT @ x_CD                     # rounded to bf16 once per chunk, summed in fp32
     return loss, dx_ND, dweight_VD.to(weight_VD.dtype)
 
 

@@ -29,7 +29,7 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from kernels import architecture
+from kernels import architecture, outside_autocast
 from kernels.tiles import TILES
 
 LOG2E, LN2 = tl.constexpr(1 / math.log(2)), tl.constexpr(math.log(2))
@@ -146,7 +146,7 @@ def forward_kernel(
     lse,                        # [B, H, T] fp32, natural logarithm: written, for the backward pass
     doc_start,                  # [B, T] int32: first position of the document of t; None without DOCS
     seed_pointer,               # [1] int64 on the device: a new seed neither recompiles nor waits; None without DROP
-    scale,                      # fp32
+    scale_pointer,              # [1] fp32 on the device: all layers share one compiled block, see model.Attention
     B, H, T,                    # sequences, heads, sequence length
     section,                    # heads worked on at a time, see _tile_of_program
     K: tl.constexpr,            # head width: 64 or 128
@@ -167,7 +167,7 @@ def forward_kernel(
     q_TK = _load(qkv, row, t, h * K, T, 3 * C, BLOCK_T, K, False, not EVEN)
     first, full, start_T = _visible_keys(doc_start, row, t, t_T, T, BLOCK_T, BLOCK_S, DOCS)
 
-    scale2 = scale * LOG2E
+    scale2 = tl.load(scale_pointer) * LOG2E
     m_T = tl.full([BLOCK_T], LOWEST, tl.float32)
     l_T = tl.zeros([BLOCK_T], tl.float32)
     o_TK = tl.zeros([BLOCK_T, K], tl.float32)
@@ -208,7 +208,7 @@ def dq_kernel(
     dqkv,                       # [B, T, 3C]: the first C columns are written here
     lse,                        # [B, H, T] fp32
     delta,                      # [B, H, T] fp32: written, for dkdv_kernel
-    doc_start, seed_pointer, scale, B, H, T, section,                                       # as in forward_kernel
+    doc_start, seed_pointer, scale_pointer, B, H, T, section,                               # as in forward_kernel
     K: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr,                          # as in forward_kernel
     EVEN: tl.constexpr, DOCS: tl.constexpr, DROP: tl.constexpr, DESCRIPTOR: tl.constexpr,   # as in forward_kernel
 ):
@@ -232,6 +232,7 @@ def dq_kernel(
     q_TK = _load(qkv, row, t, h * K, T, 3 * C, BLOCK_T, K, False, not EVEN)
     lse2_T = tl.load(lse + head * T + t_T, mask=t_T < T, other=0.0) * LOG2E
     first, full, start_T = _visible_keys(doc_start, row, t, t_T, T, BLOCK_T, BLOCK_S, DOCS)
+    scale = tl.load(scale_pointer)
     dq_TK = tl.zeros([BLOCK_T, K], tl.float32)
     for part in tl.static_range(0 if DOCS else 1, 3):             # as in forward_kernel
         lo, hi = _run(part, first, full, t, tl.minimum(t + BLOCK_T, T))
@@ -261,7 +262,7 @@ def dkdv_kernel(
     dqkv,                       # [B, T, 3C]: the last 2C columns are written here
     lse, delta,                 # [B, H, T] fp32
     doc_end,                    # [B, T] int32: one past the last query of the document of s; None without DOCS
-    seed_pointer, scale, B, H, T, section,                                                  # as in forward_kernel
+    seed_pointer, scale_pointer, B, H, T, section,                                          # as in forward_kernel
     K: tl.constexpr,            # head width
     BLOCK_T: tl.constexpr,      # queries of a tile; divides BLOCK_S
     BLOCK_S: tl.constexpr,      # keys of a program
@@ -289,6 +290,7 @@ def dkdv_kernel(
     diagonal = tl.minimum(s + BLOCK_S, T)
     full = diagonal + tl.maximum(full - diagonal, 0) // BLOCK_T * BLOCK_T
 
+    scale = tl.load(scale_pointer)
     dk_SK = tl.zeros([BLOCK_S, K], tl.float32)
     dv_SK = tl.zeros([BLOCK_S, K], tl.float32)
     for part in tl.static_range(3 if DOCS or not EVEN else 2):    # diagonal, all visible, end of a document or of T
@@ -350,7 +352,8 @@ def _launch(kernel, streamed, tensors, doc_BT, seed, scale, n_head, dropout_p):
 
 
 @torch.library.custom_op("nanobiomedlm::flash_attention", mutates_args=())
-def flash_attention_op(qkv_BT3C: Tensor, n_head: int, scale: float, dropout_p: float, seed: Tensor | None,
+@outside_autocast
+def flash_attention_op(qkv_BT3C: Tensor, n_head: int, scale: Tensor, dropout_p: float, seed: Tensor | None,
                        doc_start_BT: Tensor | None) -> tuple[Tensor, Tensor]:
     """(out_BTC, lse_BHT). Opaque to torch.compile: a block is one graph, and nothing in here is traced."""
     out_BTC, lse_BHT = _outputs(qkv_BT3C, n_head)
@@ -366,8 +369,9 @@ def _outputs(qkv_BT3C, n_head, *_):
 
 
 @torch.library.custom_op("nanobiomedlm::flash_attention_backward", mutates_args=())
+@outside_autocast
 def flash_attention_backward_op(dout_BTC: Tensor, qkv_BT3C: Tensor, out_BTC: Tensor, lse_BHT: Tensor, n_head: int,
-                                scale: float, dropout_p: float, seed: Tensor | None,
+                                scale: Tensor, dropout_p: float, seed: Tensor | None,
                                 doc_start_BT: Tensor | None) -> Tensor:
     """dqkv_BT3C."""
     dout_BTC = dout_BTC.contiguous()                              # sum().backward() sends an expanded scalar
@@ -391,14 +395,14 @@ def _(dout_BTC, qkv_BT3C, *rest):
 
 
 def _save(ctx, inputs, output):
-    qkv_BT3C, ctx.n_head, ctx.scale, ctx.dropout_p, seed, doc_start_BT = inputs
-    ctx.save_for_backward(qkv_BT3C, *output, seed, doc_start_BT)
+    qkv_BT3C, ctx.n_head, scale, ctx.dropout_p, seed, doc_start_BT = inputs
+    ctx.save_for_backward(qkv_BT3C, *output, scale, seed, doc_start_BT)
     ctx.mark_non_differentiable(output[1])
 
 
 def _backward(ctx, dout_BTC, dlse_BHT):
-    qkv_BT3C, out_BTC, lse_BHT, seed, doc_start_BT = ctx.saved_tensors
-    dqkv_BT3C = flash_attention_backward_op(dout_BTC, qkv_BT3C, out_BTC, lse_BHT, ctx.n_head, ctx.scale, ctx.dropout_p,
+    qkv_BT3C, out_BTC, lse_BHT, scale, seed, doc_start_BT = ctx.saved_tensors
+    dqkv_BT3C = flash_attention_backward_op(dout_BTC, qkv_BT3C, out_BTC, lse_BHT, ctx.n_head, scale, ctx.dropout_p,
                                             seed, doc_start_BT)
     return dqkv_BT3C, None, None, None, None, None
 
@@ -409,18 +413,21 @@ flash_attention_op.register_autograd(_backward, setup_context=_save)
 def flash_attention(qkv_BT3C, n_head, scale, dropout_p=0.0, seed=None, doc_start_BT=None):
     """Causal self-attention over the packed projections; returns out_BTC (flash_attention_op also returns the LSE).
 
-    qkv_BT3C: contiguous, bf16, fp16 or fp32; head width 64 or 128. scale > 0 multiplies the scores. dropout_p is
-    rounded to 256ths (0.1 is 26/256 = 0.1016, and the rest is rescaled by that); seed is an int64 tensor [1] on the
-    device, by default drawn from torch's generator. With doc_start_BT (int32, from data.document_starts) queries see
-    only their own document.
+    qkv_BT3C: contiguous, bf16, fp16 or fp32; head width 64 or 128. scale > 0 multiplies the scores: a float, or an fp32
+    tensor of one element on the device. dropout_p is rounded to 256ths (0.1 is 26/256 = 0.1016, and the rest is
+    rescaled by that); seed is an int64 tensor [1] on the device, by default drawn from torch's generator. With
+    doc_start_BT (int32, from data.document_starts) queries see only their own document.
     """
     assert qkv_BT3C.is_contiguous(), "qkv is read by address: pass c_attn's output itself, not a view of it"
     K = qkv_BT3C.shape[2] // (3 * n_head)
     assert K in (64, 128), f"head width {K}: there are tiles for 64 and 128"
-    assert scale > 0 and 0 <= dropout_p < 1, f"scale {scale} must be positive and dropout {dropout_p} in [0, 1)"
+    assert 0 <= dropout_p < 1, f"dropout {dropout_p} must be in [0, 1)"
+    if not isinstance(scale, Tensor):
+        assert scale > 0, f"scale {scale} must be positive"
+        scale = torch.full((1,), scale, device=qkv_BT3C.device)
     if dropout_p:
         seed = torch.randint(2**62, (1,), device=qkv_BT3C.device) if seed is None else seed
-    return flash_attention_op(qkv_BT3C, n_head, float(scale), float(dropout_p), seed, doc_start_BT)[0]
+    return flash_attention_op(qkv_BT3C, n_head, scale, float(dropout_p), seed, doc_start_BT)[0]
 
 
 def dropout_in_256(dropout_p):

@@ -18,6 +18,8 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels import outside_autocast
+
 LOG2E = tl.constexpr(1 / math.log(2))
 LOWEST = tl.constexpr(-1.0e30)       # initial maximum; -inf would give inf - inf in a split without keys
 KEYS, WARPS = 64, 4                  # keys of a tile: 16 KB of K and of V
@@ -83,6 +85,7 @@ def combine_kernel(
 
 
 @torch.library.custom_op("nanobiomedlm::flash_decode", mutates_args=())
+@outside_autocast
 def flash_decode_op(q_BHK: torch.Tensor, k_cache_BHSK: torch.Tensor, v_cache_BHSK: torch.Tensor, length_B: torch.Tensor,
                     scale: float) -> torch.Tensor:
     (B, H, K), S = q_BHK.shape, k_cache_BHSK.shape[2]

@@ -21,6 +21,8 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels import outside_autocast
+
 SLOPE, CUBIC = tl.constexpr(0.7978845608028654), tl.constexpr(0.044715)         # SLOPE is sqrt(2/pi)
 ROWS, COLUMNS, WARPS = 8, 256, 4    # a tile is 8 rows of 512 bytes: 16 elements per thread
 STEPS = 16                          # tiles of a program of the backward pass, one below the other
@@ -92,6 +94,7 @@ Tensor = torch.Tensor
 
 
 @torch.library.custom_op("nanobiomedlm::gelu_linear", mutates_args=())
+@outside_autocast
 def gelu_linear_op(h_NF: Tensor, gelu_bias_F: Tensor, weight_DF: Tensor | None, bias_D: Tensor | None) -> Tensor:
     """gelu(h + bias), or linear of that with a weight."""
     (N, F), g_NF = h_NF.shape, torch.empty_like(h_NF)
@@ -106,6 +109,7 @@ def _(h_NF, gelu_bias_F, weight_DF, bias_D):
 
 
 @torch.library.custom_op("nanobiomedlm::gelu_linear_backward", mutates_args=())
+@outside_autocast
 def gelu_linear_backward_op(dout_ND: Tensor, h_NF: Tensor, gelu_bias_F: Tensor,
                             weight_DF: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """(dh, dgelu_bias, dweight); dweight is empty without a weight."""
@@ -136,8 +140,8 @@ def _save(ctx, inputs, output):
 def _backward(ctx, dout_ND):
     saved = ctx.saved_tensors           # TRAP: read it once; activation checkpointing recomputes at every read
     dh_NF, dgelu_bias_F, dweight_DF = gelu_linear_backward_op(dout_ND, *saved)
-    linear = saved[2] is not None
-    return dh_NF, dgelu_bias_F, dweight_DF if linear else None, dout_ND.sum(0) if ctx.bias else None
+    dbias_D = dout_ND.sum(0, dtype=dout_ND.dtype) if ctx.bias else None
+    return dh_NF, dgelu_bias_F, None if saved[2] is None else dweight_DF, dbias_D
 
 
 gelu_linear_op.register_autograd(_backward, setup_context=_save)

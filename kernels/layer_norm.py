@@ -20,7 +20,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels import architecture
+from kernels import architecture, outside_autocast
 
 PROGRAMS = {80: 2 * 108, 90: 2 * 132}       # of the backward pass: two per processor, each with sums dw and db
 WARPS = 8                                   # a row of 2560 is 4096 lanes (a power of two): 16 per thread
@@ -116,6 +116,7 @@ Tensor = torch.Tensor
 
 
 @torch.library.custom_op("nanobiomedlm::norm_linear", mutates_args=())
+@outside_autocast
 def norm_linear_op(x_ND: Tensor, residual_ND: Tensor | None, norm_weight_D: Tensor, norm_bias_D: Tensor, eps: float,
                    weight_FD: Tensor | None, bias_F: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(total, out, mean, rstd); total is empty without a residual, out is the norm itself without a weight."""
@@ -136,6 +137,7 @@ def _(x_ND, residual_ND, norm_weight_D, norm_bias_D, eps, weight_FD, bias_F):
 
 
 @torch.library.custom_op("nanobiomedlm::norm_linear_backward", mutates_args=())
+@outside_autocast
 def norm_linear_backward_op(dtotal_ND: Tensor | None, dout_NF: Tensor, x_ND: Tensor, norm_weight_D: Tensor,
                             norm_bias_D: Tensor, mean_N: Tensor, rstd_N: Tensor,
                             weight_FD: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -172,9 +174,9 @@ def _backward(ctx, dtotal_ND, dout_NF, dmean_N, drstd_N):
     dtotal_ND = dtotal_ND if ctx.residual else None
     saved = ctx.saved_tensors           # TRAP: read it once; activation checkpointing recomputes at every read
     dx_ND, dnorm_weight_D, dnorm_bias_D, dweight_FD = norm_linear_backward_op(dtotal_ND, dout_NF, *saved)
-    linear = saved[-1] is not None
+    dbias_F = dout_NF.sum(0, dtype=dout_NF.dtype) if ctx.bias else None
     return (dx_ND.to(ctx.x_dtype), dx_ND if ctx.residual else None, dnorm_weight_D, dnorm_bias_D, None,
-            dweight_FD if linear else None, dout_NF.sum(0) if ctx.bias else None)
+            None if saved[-1] is None else dweight_FD, dbias_F)
 
 
 norm_linear_op.register_autograd(_backward, setup_context=_save)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from kernels.cross_entropy import linear_cross_entropy
 from kernels.flash_attention import flash_attention
 from kernels.gelu import gelu_linear
-from kernels.layer_norm import norm_linear
+from kernels.layer_norm import layer_norm, norm_linear
 
 
 def block(layer, x_BTD, doc_start_BT=None):
@@ -26,12 +26,17 @@ def block(layer, x_BTD, doc_start_BT=None):
     attn, mlp, ln_1, ln_2 = layer.attn, layer.mlp, layer.ln_1, layer.ln_2
 
     qkv_BTC = norm_linear(x_BTD, ln_1.weight, ln_1.bias, attn.c_attn.weight, attn.c_attn.bias, eps=ln_1.eps)
-    y_BTD = flash_attention(qkv_BTC, attn.n_head, attn.scale, attn.dropout if layer.training else 0.0,
+    y_BTD = flash_attention(qkv_BTC, attn.n_head, attn.scale_on_device, attn.dropout if layer.training else 0.0,
                             doc_start_BT=doc_start_BT)
     y_BTD = layer.drop(F.linear(y_BTD, attn.c_proj.weight.to(y_BTD.dtype), attn.c_proj.bias.to(y_BTD.dtype)))
 
     x_BTD, h_BTF = norm_linear(y_BTD, ln_2.weight, ln_2.bias, mlp.c_fc.weight, None, residual=x_BTD, eps=ln_2.eps)
     return x_BTD + layer.drop(gelu_linear(h_BTF, mlp.c_fc.bias, mlp.c_proj.weight, mlp.c_proj.bias))
+
+
+def final_norm(ln_f, x_BTD):
+    """x's dtype, where F.layer_norm under CUDA's autocast returns fp32, and the head's product would not be bf16's."""
+    return layer_norm(x_BTD, ln_f.weight, ln_f.bias, ln_f.eps)
 
 
 def loss(x_BTD, head_VD, targets_BT):

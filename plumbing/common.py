@@ -129,6 +129,20 @@ def read_json(path, what):
         raise UserError(f"{path}: {what} was expected, but it is not JSON ({error})") from error
 
 
+def read_object(path, what):
+    """read_json, where the file must hold a JSON object."""
+    values = read_json(path, what)
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: {what} was expected, but it is no JSON object: {shown(values)}")
+    return values
+
+
+def shown(value):
+    """The beginning of a value, for an error message on one line."""
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
 def read_json_lines(path, what, wrote, make):
     """[make(object) of each line]. UserError names the line that is no `what`: make raises KeyError for what is not in
     it, ValueError, TypeError or AttributeError for what is wrong; `wrote` says where such files come from."""

@@ -7,15 +7,17 @@
 Teaches how weights are read without holding them twice, and what must be distrusted in a stranger's folder.
 Not here: what the tensors mean; each model file maps the names to its own.
 """
+import os
 import pickle
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from plumbing.common import UserError, read_json, write_json, written_whole
+from plumbing.common import UserError, read_object, shown, write_json, written_whole
 
 INDEX = "model.safetensors.index.json"
 SPAN_HEAD = "qa_outputs."   # as transformers' ...ForQuestionAnswering call it
@@ -45,7 +47,7 @@ def find_folder(name_or_folder, wanted=WANTED):
 
 def read_config(path, supported):
     """config.json as a dict. `supported` (name -> values) holds what the caller can compute: UserError for the rest."""
-    values = read_json(path, "a model's configuration")
+    values = read_object(path, "a model's configuration")
     for name, choices in supported.items():
         if values.get(name, choices[0]) not in choices:
             raise UserError(f"{path}: {name} is {values[name]!r}; this code computes {' or '.join(map(repr, choices))}")
@@ -53,7 +55,69 @@ def read_config(path, supported):
 
 
 def write_config(folder, values):
-    write_json(Path(folder) / "config.json", values)
+    """Write config.json, and generation_config.json for a model that writes text."""
+    folder = Path(folder)
+    write_json(folder / "config.json", values)
+    ids = {name: values[name] for name in ("bos_token_id", "eos_token_id") if name in values}
+    if ids:
+        write_json(folder / "generation_config.json", {"_from_model_config": True, **ids})
+
+
+CARD = """---
+library_name: transformers
+pipeline_tag: text-generation
+{license}---
+
+# {name}
+
+Trained with nanoBioMedLM. **For research only. Nothing this model writes or chooses is medical advice.**
+{facts}
+## Limits
+
+A language model writes what sounds likely, not what is true. It has not been tested for use with patients, it repeats
+the errors and gaps of its training data, and its scores hold for the test sets named here only.
+"""
+
+
+def write_model_card(folder, facts):
+    """Write README.md from what is known: {heading: text, number, list or {name: value}}, in the order to be shown.
+
+    "license" is the hub's name of a licence; without it the card says that the licence is not known.
+    """
+    facts = dict(facts)
+    license = facts.pop("license", None)
+    known = {heading: value for heading, value in facts.items() if value not in (None, {}, [])}
+    parts = [f"## {heading}\n\n{described(value)}\n" for heading, value in known.items()]
+    licence = license or "Not known. It depends on the training data and on the weights that training began with."
+    parts.append(f"## Licence\n\n{licence}\n")
+    text = CARD.format(license=f"license: {license}\n" if license else "", name=Path(folder).resolve().name,
+                       facts="\n" + "\n".join(parts))
+    with written_whole(Path(folder) / "README.md") as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def described(value):
+    """A fact as Markdown: a table for a dict, a bullet list for a list, else the value."""
+    if isinstance(value, dict):
+        return "| | |\n|---|---|\n" + "\n".join(f"| {name} | {described(v)} |" for name, v in value.items())
+    if isinstance(value, (list, tuple)):
+        return "\n".join(f"- {item}" for item in value)
+    return f"{value:,}" if type(value) is int else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def end_ids(folder):
+    """The ids that end a text, as transformers reads them: from generation_config.json, else from config.json."""
+    for file in ("generation_config.json", "config.json"):
+        path = Path(folder) / file
+        if not path.is_file():
+            continue
+        found = read_object(path, "a model's configuration").get("eos_token_id")
+        ids = found if isinstance(found, list) else [] if found is None else [found]
+        if any(type(i) is not int for i in ids):
+            raise UserError(f"{path}: eos_token_id is {shown(found)}; it must be a token's number or a list of them")
+        if ids:
+            return ids
+    return []
 
 
 def read_tensors(folder, head=False):
@@ -66,18 +130,27 @@ def read_tensors(folder, head=False):
         if (folder / single).is_file():
             files = [single]
         elif (folder / index).is_file():
-            files = sorted(set(read_json(folder / index, "an index of weight files").get("weight_map", {}).values()))
+            files = files_of(folder / index)
         else:
             continue
         for file in files:
-            if Path(file).name != file:            # a stranger's index must not reach outside its folder
-                raise UserError(f"{folder / index}: {file!r} is not a plain file name")
             for name, tensor in open_weights(folder / file):
                 name = name.removeprefix("_orig_mod.").removeprefix("module.")            # torch.compile's, DDP's
                 if name.startswith(SPAN_HEAD) == head:
                     yield name, tensor
         return
     raise UserError(f"{folder}: holds no model.safetensors or pytorch_model.bin; which model's folder did you mean?")
+
+
+def files_of(index):
+    """The weight files that an index names."""
+    weight_map = read_object(index, "an index of weight files").get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError(f"{index}: weight_map must name the file of each tensor; download it again")
+    for file in weight_map.values():             # an index from elsewhere must not reach outside its folder
+        if not isinstance(file, str) or Path(file).name != file:
+            raise UserError(f"{index}: {shown(file)} is not a plain file name")
+    return sorted(set(weight_map.values()))
 
 
 def open_weights(path):
@@ -93,9 +166,15 @@ def open_weights(path):
                 yield from [(name, file.get_tensor(name)) for name in file.keys()]
         else:
             # weights_only: a pickle can run any program. There is no falling back to False.
-            yield from torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)).items()
-    except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            if not isinstance(found, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in found.values()):
+                raise UserError(f"{path}: holds no table of tensors by name; is it another program's file?")
+            yield from found.items()
+    except UserError:
+        raise
+    except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError, ValueError, KeyError, IndexError,
+            AttributeError, TypeError, OSError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{path}: damaged, or more than tensors in it ({reason}); download it again") from error
 
 
@@ -118,6 +197,41 @@ def matched(model, tensors, folder):
         raise UserError(f"{folder}: the weights hold {min(tensors)}, which a {type(model).__name__} does not have")
 
 
+def open_model(model_class, folder):
+    """A model on the "meta" device, without weights, and its tensors by name: mapped from disk, not yet read.
+
+    model_class has config_class, our_name (stored name -> parameter's name, or None) and transposed, as model.GPT.
+    """
+    cfg = model_class.config_class.from_json(folder / "config.json")
+    named = ((model_class.our_name(stored), tensor) for stored, tensor in read_tensors(folder))
+    tensors = {name: tensor for name, tensor in named if name is not None}
+
+    embedding = tensors.get("wte.weight")
+    if embedding is not None:                # fine-tuning may have added rows: [PAD], [SEP] ...
+        cfg = replace(cfg, vocab_size=max(cfg.vocab_size, len(embedding)))
+    with torch.device("meta"):
+        model = model_class(cfg)
+
+    if model.lm_head is None:                # tied: an output head in the file must be the embedding again
+        lm_head = tensors.pop("lm_head.weight", None)
+        if None not in (lm_head, embedding) and not torch.equal(lm_head.to(embedding.dtype), embedding):
+            raise UserError(f"{folder}: lm_head.weight differs from wte.weight; this model ties them")
+    return model, {name: p.t() if name.endswith(model_class.transposed) else p for name, p in tensors.items()}
+
+
+def save_model(model, folder, cfg, change=lambda name, tensor: tensor):
+    """Write the folder that open_model reads. `change` may replace a parameter's values on their way to disk."""
+    parameters = dict(model.named_parameters())
+
+    def stored(name):
+        tensor = change(name, parameters[name].detach().cpu())
+        return (tensor.t() if name.endswith(model.transposed) else tensor).contiguous()
+
+    write_tensors(folder, {model.stored_name(name): (p.nbytes, name) for name, p in parameters.items()}, stored)
+    dtype = str(model.wte.weight.dtype).split(".")[-1]
+    write_config(folder, cfg.to_json() | {"architectures": [model.architecture], "dtype": dtype})
+
+
 def write_tensors(folder, plan, get):
     """Write model.safetensors, or parts of PART_BYTES with an index.
 
@@ -134,8 +248,8 @@ def write_tensors(folder, plan, get):
     files = ["model.safetensors"] if len(parts) == 1 else [
         f"model-{i:05d}-of-{len(parts):05d}.safetensors" for i in range(1, len(parts) + 1)]
     for file, names in zip(files, parts, strict=True):
-        with written_whole(folder / file) as temporary:       # "pt": transformers refuses a file that does not say so
-            save_file({name: get(plan[name][1]) for name in names}, temporary, metadata={"format": "pt"})
+        with written_whole(folder / file) as temporary:
+            save_readable({name: get(plan[name][1]) for name in names}, temporary)
     if len(parts) > 1:
         weight_map = {name: file for file, names in zip(files, parts, strict=True) for name in names}
         total = sum(nbytes for nbytes, _ in plan.values())
@@ -145,15 +259,25 @@ def write_tensors(folder, plan, get):
             stale.unlink()
 
 
+def save_readable(tensors, path):
+    """A safetensors file that other users may read as the umask says: safetensors 0.8.0 allows the owner only."""
+    save_file(tensors, path, metadata={"format": "pt"})       # transformers refuses a file without "format"
+    umask = os.umask(0)
+    os.umask(umask)
+    os.chmod(path, 0o666 & ~umask)
+
+
 def add_tensors(folder, tensors):
     """Put more tensors, such as a head's, into a folder's last weight file."""
     if not tensors:
         return
-    index = read_json(folder / INDEX, "an index of weight files") if (folder / INDEX).is_file() else {"weight_map": {}}
+    index = {"weight_map": {}}
+    if (folder / INDEX).is_file():
+        index = read_object(folder / INDEX, "an index of weight files")
     file = max(index["weight_map"].values(), default="model.safetensors")
     with written_whole(folder / file) as temporary:
-        save_file(dict(open_weights(folder / file)) | {name: w.contiguous() for name, w in tensors.items()}, temporary,
-                  metadata={"format": "pt"})
+        save_readable(dict(open_weights(folder / file)) | {name: w.contiguous() for name, w in tensors.items()},
+                      temporary)
     if index["weight_map"]:
         index["weight_map"] |= dict.fromkeys(tensors, file)
         index["metadata"]["total_size"] += sum(w.nbytes for w in tensors.values())

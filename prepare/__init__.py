@@ -5,6 +5,7 @@ download.py      its command `download`: many gigabytes over a connection that f
 exclude.py       its setting --exclude: no test set in the pretraining text
 qa.py            multiple-choice questions of every benchmark to one format
 hub_qa.py        its downloads from the Hugging Face hub
+export.py        a model as a GGUF file for llama.cpp, or as a repository on the Hugging Face hub
 sections.py      its command `sections`: a task made from structured abstracts
 answers.py       questions with answers in words, for finetune_answers.py
 export.py        a trained model to other programs

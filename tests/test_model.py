@@ -263,3 +263,47 @@ def test_weights_are_fetched_from_the_hub_in_one_form(monkeypatch, tmp_path, on_
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
     assert huggingface.find_folder("somebody/model") == tmp_path
     assert sorted(path.name for path in tmp_path.iterdir()) == fetched
+
+
+def test_ends_of_a_text_are_read_as_transformers_reads_them(tmp_path):
+    (tmp_path / "config.json").write_text('{"eos_token_id": 7}')
+    assert huggingface.end_ids(tmp_path) == [7]
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [5, 6]}')
+    assert huggingface.end_ids(tmp_path) == [5, 6]
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": "x"}')
+    with pytest.raises(UserError, match="eos_token_id is 'x'"):
+        huggingface.end_ids(tmp_path)
+
+
+@pytest.mark.parametrize("values, message", [
+    ("[1]", "no JSON object"), ("null", "no JSON object"), ('{"n_layer": 1000000000}', "n_layer is 1000000000"),
+    ('{"n_embd": true}', "n_embd is True"), ('{"n_inner": -1}', "mlp_width is -1"),
+    ('{"resid_pdrop": 2}', "pdrop is 2"),
+    ('{"layer_norm_epsilon": "x"}', "layer_norm_epsilon is 'x'")])
+def test_an_odd_config_is_refused_before_anything_is_built(tmp_path, values, message):
+    (tmp_path / "config.json").write_text(values)
+    with pytest.raises(UserError, match=message):
+        GPT.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("what", ["empty", "cut", "a list", "a table of no tensors"])
+def test_a_bad_pytorch_model_bin_is_named(tmp_path, what):
+    tiny_model().save_pretrained(tmp_path)
+    path = tmp_path / "pytorch_model.bin"
+    weights = load_file(tmp_path / "model.safetensors")
+    torch.save({"a list": [1, 2], "a table of no tensors": {"x": 1}}.get(what, weights), path)
+    (tmp_path / "model.safetensors").unlink()
+    if what in ("empty", "cut"):
+        os.truncate(path, 0 if what == "empty" else 5000)
+    with pytest.raises(UserError, match="pytorch_model.bin: (damaged|holds no table)") as error:
+        GPT.from_pretrained(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("index", ["[1]", "{}", '{"weight_map": [1]}', '{"weight_map": {"a": 1}}', "null"])
+def test_an_odd_index_of_weight_files_is_named(tmp_path, index):
+    tiny_model().save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / huggingface.INDEX).write_text(index)
+    with pytest.raises(UserError, match=huggingface.INDEX):
+        GPT.from_pretrained(tmp_path)

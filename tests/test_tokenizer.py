@@ -19,8 +19,7 @@ from tokenizers import models, pre_tokenizers, trainers
 
 import tokenizer as module
 from plumbing.common import ROOT, UserError
-from prepare.vocabulary import PAPER_TERMS
-from tokenizer import EOS, Tokenizer, count_pieces, cut, learn_merges, well_formed
+from tokenizer import EOS, PAPER_TERMS, Tokenizer, count_pieces, cut, learn_merges, well_formed
 
 STEMS = "cardi neur hepat nephr cyt gastr derm oste my immun hist path onc hem arthr chromat phot prob thromb".split()
 ENDS = "itis osis ology oma emia opathy ectomy ocyte ogram otoxicity ography iotic in ase ium oparticles al ic".split()
@@ -106,7 +105,7 @@ def test_asking_for_more_tokens_than_the_text_yields_says_how_many_it_yields():
 
 
 @pytest.mark.parametrize("texts, size, message", [
-    (["a"], 256, "at least 257"), (["a"], -1, "at least 257"), ([], 300, "257"), ("one str", 300, "iterable of texts")])
+    (["a"], 256, "from 257"), (["a"], -1, "from 257"), ([], 300, "257"), ("one str", 300, "iterable of texts")])
 def test_what_cannot_be_trained_on_is_refused_with_the_mend(texts, size, message):
     with pytest.raises(UserError, match=message):
         Tokenizer.train(texts, size)
@@ -387,7 +386,7 @@ def damaged(folder, out, name, change):
     ("vocab.json", lambda text: text.replace(": 300,", ": 301,"), "instead|not 300"),
     ("tokenizer.json", lambda text: text[:1000], "tokenizer.json.*not JSON"),
     ("tokenizer.json", lambda text: "{}", "no byte-level BPE"),
-    ("tokenizer.json", lambda text: "[1]", "no byte-level BPE"),
+    ("tokenizer.json", lambda text: "[1]", "no JSON object"),
     ("tokenizer.json", lambda text: text.replace('"add_prefix_space": false', '"add_prefix_space": true'), "GPT-2's"),
     ("tokenizer.json", lambda text: text.replace('"normalizer": null', '"normalizer": {"type": "NFC"}'), "GPT-2's"),
     ("tokenizer.json", lambda text: text.replace('"ByteLevel"', '"Metaspace"'), "GPT-2's"),
@@ -431,7 +430,7 @@ def test_count_per_shard_then_train_on_the_counts_equals_train_on_the_text(tmp_p
     assert (tmp_path / "whole/tokenizer.json").read_bytes() == (tmp_path / "sharded/tokenizer.json").read_bytes()
     assert Tokenizer.load(tmp_path / "whole").merges == Tokenizer.train(texts, 600).merges
     assert {path.name for path in (tmp_path / "whole").iterdir()} == {
-        "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"}
+        "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt"}
 
 
 def test_compare_shows_both_splits_and_the_papers_terms(folder):
@@ -451,7 +450,7 @@ def test_bad_input_ends_the_command_in_one_line_and_code_2_and_leaves_nothing(tm
     for args, message in [
             (["train", "--inputs", tmp_path / "no.jsonl", "--out", out], "no.jsonl: no such file"),
             (["train", "--inputs", text, "--out", out], "only 262 tokens"),
-            (["train", "--inputs", text, "--vocab-size", "9", "--out", out], "at least 257"),
+            (["train", "--inputs", text, "--vocab-size", "9", "--out", out], "from 257"),
             (["train", "--inputs", tmp_path / "empty.jsonl", "--out", out], "no text"),
             (["train", "--inputs", text, tmp_path / "broken.jsonl", "--out", out], "cannot be read"),
             (["train", "--inputs", tmp_path / "no.counts.json", "--out", out], "no.counts.json"),
@@ -462,3 +461,69 @@ def test_bad_input_ends_the_command_in_one_line_and_code_2_and_leaves_nothing(tm
         assert result.returncode == 2 and len(lines) == 1 and message in lines[0], (args, result.stderr)
         assert not out.exists()
     assert not [path for path in os.listdir(tmp_path) if path.endswith(".tmp")]
+
+
+# ---- Folders of others: the ids of transformers, or refused ----
+
+@pytest.fixture
+def others(tmp_path):
+    Tokenizer.train(["aspirin inhibits the enzyme, aspirin inhibits cells, the cells"] * 9, 280).save(tmp_path)
+    return tmp_path
+
+
+def changed(folder, change):
+    path = folder / "tokenizer.json"
+    whole = json.loads(path.read_text())
+    change(whole)
+    path.write_text(json.dumps(whole))
+    return folder
+
+
+def added_token(**flags):
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
+    return {"id": 280, "content": "COVID-19", **plain, **flags}
+
+
+def test_an_added_token_that_is_not_special_is_found_in_text_and_survives_saving(others, tmp_path):
+    changed(others, lambda whole: whole["added_tokens"].append(added_token()))
+    text = "the COVID-19 cells, COVID-19"
+    from transformers import AutoTokenizer
+    expected = AutoTokenizer.from_pretrained(others)(text)["input_ids"]
+    tok = Tokenizer.load(others)
+    assert tok.encode(text).tolist() == expected and expected.count(280) == 2
+    assert tok.decode(expected) == text
+    tok.save(tmp_path / "again")
+    assert Tokenizer.load(tmp_path / "again").encode(text).tolist() == expected
+
+
+@pytest.mark.parametrize("change", [
+    lambda whole: whole["added_tokens"].append(added_token(single_word=True)),
+    lambda whole: whole["added_tokens"].append(added_token(lstrip=True)),
+    lambda whole: whole["added_tokens"].extend([added_token(), added_token(content="x y", id=281, normalized=False)]),
+    lambda whole: whole["model"].update(dropout=0.1),
+    lambda whole: whole["model"].update(end_of_word_suffix="</w>")])
+def test_what_would_give_other_ids_than_transformers_is_refused(others, change):
+    with pytest.raises(UserError, match="not computed here|only one is computed"):
+        Tokenizer.load(changed(others, change))
+
+
+@pytest.mark.parametrize("whole_first", [False, True])
+def test_merges_extended_by_hand_give_the_ids_of_tokenizers(tmp_path, whole_first):
+    """Of (a, b), (b, c), (a, bc) the last is never reached: "abc" is ab, c; unless whole pieces come first."""
+    Tokenizer(["AB", "BC", "A" + chr(257)]).save(tmp_path)       # symbols of the bytes b, c, d
+    changed(tmp_path, lambda whole: whole["model"].update(ignore_merges=whole_first))
+    peer, tok = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json")), Tokenizer.load(tmp_path)
+    for text in ("bcd", "bcdbcd", "cd bcd"):
+        assert tok.encode(text).tolist() == peer.encode(text).ids
+    assert (tok.encode("bcd").tolist() == [258]) == whole_first
+
+
+def test_a_config_names_the_ends_of_a_text_and_embedding_rows_without_token_decode_to_nothing(others):
+    tok = Tokenizer.load(others)
+    tok.add_special("<|end|>")
+    tok.end_at([280, 999])
+    assert (tok.eos_id, tok.eos_ids, tok.eos) == (280, (280,), "<|end|>")
+    tok.rows = 290
+    assert tok.decode([*tok.encode("the"), 285]) == "the"
+    with pytest.raises(UserError, match="no token has the id 290"):
+        tok.decode([290])

@@ -1,0 +1,153 @@
+"""A model's folder for other programs: one GGUF file for llama.cpp and Ollama, or a repository on the Hugging Face hub.
+
+    python prepare/export.py gguf --model out/demo/model --out model.gguf --dtype q8_0
+    python prepare/export.py push --folder out/demo/model --name somebody/model
+
+Teaches what a GGUF file needs: the shape, the vocabulary and the tensors under llama.cpp's names. llama.cpp computes
+GPT-2 without BioMedLM's 1/(layer + 1), so that factor is multiplied into the query weights first.
+Not here: reading the folder (baselines/__init__.py), its files (plumbing/huggingface.py).
+
+The `gguf` package is optional: pip install gguf.
+"""
+import sys
+from pathlib import Path
+from typing import Literal
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the repository's modules, before those of prepare/
+
+import torch  # noqa: E402
+import tyro  # noqa: E402
+
+from baselines import load  # noqa: E402
+from model import GPT  # noqa: E402
+from plumbing.common import UserError, speaking_to_the_user, written_whole  # noqa: E402
+from plumbing.tokenizer_files import token_names  # noqa: E402
+
+# The end of a parameter's name -> llama.cpp's. Blocks are h.LAYER.NAME here and blk.LAYER.NAME there.
+NAMES = {"wte": "token_embd", "wpe": "position_embd", "ln_f": "output_norm", "ln_1": "attn_norm", "ln_2": "ffn_norm",
+         "attn.c_attn": "attn_qkv", "attn.c_proj": "attn_output", "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down"}
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5               # llama.cpp's types of tokens
+FILE_TYPE = {"f32": 0, "f16": 1, "q8_0": 7}                      # its numbers for the types of files
+
+
+def gguf(model: str, out: Path, dtype: Literal["f32", "f16", "q8_0"] = "f16"):
+    """Write one GGUF file with the weights and the vocabulary, for llama.cpp and programs built on it.
+
+    Args:
+        model: a GPT-2 folder or a name on the Hugging Face hub, such as stanford-crfm/BioMedLM
+        out: file to write
+        dtype: of the matrices: q8_0 is 8 bits with a scale for every 32 weights; vectors stay f32
+    """
+    library = gguf_library()
+    gpt, tok = load(model, torch.float32, "cpu")
+    if type(gpt) is not GPT or not hasattr(tok, "merges"):
+        raise UserError(f"{model}: only GPT-2 models with a byte-level vocabulary are exported here; use llama.cpp's "
+                        "convert_hf_to_gguf.py for other families")
+    with written_whole(out) as temporary:
+        writer = library.GGUFWriter(temporary, "gpt2")
+        write_shape(writer, gpt.cfg, dtype)
+        write_vocabulary(writer, tok, gpt.cfg.vocab_size)
+        for name, p in gpt.named_parameters():
+            write_tensor(library, writer, llama_name(name), gpt.fold_layer_scale(name, p.detach()), dtype)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    print(f"{out}: {out.stat().st_size:,} bytes; run it with `llama-cli -m {out} -p TEXT`")
+
+
+def gguf_library():
+    try:
+        import gguf as library
+    except ImportError as error:
+        raise UserError("the gguf package is not installed; `pip install gguf` in the environment that runs this"
+                        ) from error
+    return library
+
+
+def write_shape(writer, cfg, dtype):
+    writer.add_name("GPT-2")
+    writer.add_file_type(FILE_TYPE[dtype])
+    writer.add_context_length(cfg.n_positions)
+    writer.add_embedding_length(cfg.n_embd)
+    writer.add_block_count(cfg.n_layer)
+    writer.add_feed_forward_length(cfg.mlp_width)
+    writer.add_head_count(cfg.n_head)
+    writer.add_layer_norm_eps(cfg.layer_norm_epsilon)
+
+
+def write_vocabulary(writer, tok, rows):
+    """All ids up to `rows`, which must have a name each; embedding rows without a token get one that never occurs."""
+    names = [f"[UNUSED{i}]" for i in range(rows)]
+    types = [UNUSED] * rows
+    shown, merges = token_names(tok)
+    names[:len(shown)] = shown
+    types[:len(shown)] = [NORMAL] * len(shown)
+    for kind, tokens in ((CONTROL, tok.specials), (USER_DEFINED, tok.added)):
+        for name, i in tokens.items():
+            names[i], types[i] = name, kind
+
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")                            # GPT-2's pattern
+    writer.add_token_list(names)
+    writer.add_token_types(types)
+    writer.add_token_merges([" ".join(pair) for pair in merges])
+    writer.add_bos_token_id(tok.eos_id)
+    writer.add_eos_token_id(tok.eos_id)
+    writer.add_add_bos_token(False)
+
+
+def llama_name(name):
+    """llama.cpp's name of a parameter: h.3.attn.c_attn.bias is blk.3.attn_qkv.bias."""
+    stem, _, kind = name.rpartition(".")
+    if not stem.startswith("h."):
+        return f"{NAMES[stem]}.{kind}"
+    _, layer, part = stem.split(".", 2)
+    return f"blk.{layer}.{NAMES[part]}.{kind}"
+
+
+def write_tensor(library, writer, name, tensor, dtype):
+    """Matrices in `dtype`; position embeddings and vectors, which are small, in fp32."""
+    array = tensor.contiguous().numpy()
+    if array.ndim == 1 or dtype == "f32" or name == "position_embd.weight":
+        writer.add_tensor(name, array)
+    elif dtype == "f16" or array.shape[1] % 32:                  # q8_0 needs rows of whole groups of 32
+        writer.add_tensor(name, array.astype("float16"))
+    else:
+        kind = library.GGMLQuantizationType.Q8_0
+        writer.add_tensor(name, library.quants.quantize(array, kind), raw_dtype=kind)
+
+
+def push(folder: Path, name: str, private: bool = True):
+    """Upload a model's folder to the Hugging Face hub, into a repository that is made if it does not exist.
+
+    Args:
+        folder: a folder with config.json, weights and tokenizer, such as out/model
+        name: the repository, OWNER/NAME; log in first with `hf auth login`
+        private: whether a new repository is private
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+    for file in ("config.json", "README.md"):
+        if not (folder / file).is_file():
+            raise UserError(f"{folder}: no {file} in it; publish a model with its configuration and model card")
+    if not any(folder.glob("*.safetensors")):
+        raise UserError(f"{folder}: no *.safetensors in it")
+    api = HfApi()
+    try:
+        api.create_repo(name, private=private, exist_ok=True)
+        done = api.upload_folder(repo_id=name, folder_path=folder,
+                                 allow_patterns=["*.json", "*.safetensors", "merges.txt", "vocab.txt", "README.md"])
+    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{name}: the Hugging Face hub did not take it ({reason})") from error
+    print(f"{folder} is now {done.commit_url if hasattr(done, 'commit_url') else name}")
+
+
+def main():
+    with speaking_to_the_user():
+        tyro.extras.subcommand_cli_from_dict({"gguf": gguf, "push": push})
+
+
+if __name__ == "__main__":
+    main()
