@@ -5,6 +5,7 @@ Fresh memory is NaN throughout, so an element that a kernel forgets to write fai
 import interpreter  # noqa: F401, I001  before anything that defines a kernel
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from conftest import tiny_model
 import kernels
 from plumbing.common import UserError
 from data import document_starts
-from kernels import flash_attention
+from kernels import flash_attention, self_check
 from kernels.cross_entropy import cross_entropy_, cross_entropy_reference, linear_cross_entropy, linear_cross_entropy_op
 from kernels.flash_attention import attention_reference, dropout_in_256, flash_attention_op
 from kernels.flash_decode import decode_reference, flash_decode, flash_decode_op
@@ -326,6 +327,67 @@ def test_triton_where_it_cannot_run_is_refused_with_the_reason(monkeypatch):
 def test_a_head_width_without_tiles_is_refused():
     with pytest.raises(UserError, match="head widths 64 and 128, not 32"):
         kernels.require_triton("cpu", 32)
+
+
+@pytest.fixture
+def hopper(monkeypatch):
+    """A machine with an H100 and the ptxas of a version; returns what sets it and the errors of the self-check."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "an H100")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+
+    def set_up(version, error):
+        path = triton.knobs.nvidia.ptxas.path
+        monkeypatch.setattr(kernels, "assembler", lambda arch: SimpleNamespace(path=path, version=version))
+        monkeypatch.setattr(self_check, "attention_errors", lambda *device_and_width: {"dq": error})
+
+    with triton.knobs.nvidia.scope():
+        yield set_up
+
+
+def test_hopper_needs_ptxas_13_3_for_attention(hopper):
+    cuda = torch.device("cuda")
+    hopper("13.5", math.nan)                                                # the self-check does not run
+    for wanted in ("triton", "auto"):
+        chosen, said = kernels.choose(wanted, cuda, 128)
+        assert chosen.__name__ == "kernels.transformer" and said.endswith("an H100, tiles of sm_90, ptxas 13.5")
+    hopper("13.1", 1e-3)
+    with pytest.raises(UserError, match="13.3 or newer on Hopper, not 13.1.*nvidia-cuda-nvcc.*TRITON_PTXAS_PATH"):
+        kernels.choose("triton", cuda, 128)
+    chosen, said = kernels.choose("auto", cuda, 128)
+    assert chosen and "ptxas 13.1" in said and "self-check of attention passed" in said
+    assert "ptxas 13.1" in kernels.require_triton(cuda)                     # as the kernels without attention need it
+
+
+@pytest.mark.parametrize("error", [0.3, math.inf, math.nan])
+def test_auto_takes_torchs_operators_where_the_self_check_fails(error, hopper):
+    hopper("12.8", error)
+    chosen, said = kernels.choose("auto", torch.device("cuda"), 128)
+    assert chosen is None and said.startswith("torch's operators (dq, compiled by ptxas 12.8, differs from fp64")
+
+
+def test_for_hopper_the_newest_assembler_of_the_machine_is_taken(monkeypatch):
+    tools = SimpleNamespace(ptxas=SimpleNamespace(version="12.8"), ptxas_blackwell=SimpleNamespace(version="13.1"))
+    monkeypatch.setattr(triton.knobs, "nvidia", tools)
+    assert kernels.assembler(90) is tools.ptxas_blackwell and kernels.assembler(80) is tools.ptxas
+    tools.ptxas.version = "13.10"
+    assert kernels.assembler(90) is tools.ptxas
+
+
+def test_the_self_check_of_attention_passes_and_sees_one_wrong_element(monkeypatch):
+    alone = dict(device=torch.device("cpu"), head_width=64, B=1, H=1, T=64, times=1)
+    errors = self_check.attention_errors(**alone)
+    assert len(errors) == 16 and max(errors.values()) < self_check.ALLOWED
+
+    def corrupted(qkv_BT3C, n_head, scale, dropout_p, seed, starts_BT):
+        keep_BHTS = self_check.kept_by_dropout(seed, 1, 1, 64, dropout_p) if dropout_p else 1.0
+        out_BTC = attention_reference(qkv_BT3C.float(), n_head, scale, keep_BHTS, starts_BT)[0].clone()
+        out_BTC[0, 40, 3] += 0.5
+        return out_BTC.bfloat16()
+
+    monkeypatch.setattr(self_check, "flash_attention", corrupted)
+    errors = self_check.attention_errors(**alone)
+    assert all((error > self_check.ALLOWED) == name.endswith("out") for name, error in errors.items()), errors
 
 
 # ---------------------------------------------------------------------------------------------------------------------
