@@ -48,13 +48,17 @@ def matvec_kernel(
     b_B = tl.program_id(0) * ROWS + tl.arange(0, ROWS)            # first, so that neighbours read the same weights
     o_O = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
     i_I = tl.arange(0, INPUTS)
-    row_O = o_O.to(tl.int64) * I
+    # Both are loaded as [ROWS, OUTPUTS, INPUTS], like the sums: in a layout of its own, each tile of either would go
+    # through shared memory, with two barriers. x comes from the cache.
+    b_B11, o_1O1 = b_B[:, None, None], o_O[None, :, None]
+    row_1O1 = o_1O1.to(tl.int64) * I
     sum_BOI = tl.zeros([ROWS, OUTPUTS, INPUTS], tl.float32)
     for i in tl.range(0, I, INPUTS):
-        column_1I = (i + i_I)[None, :]
-        x_BI = tl.load(x + b_B[:, None] * I + column_1I, mask=(b_B < B)[:, None] & (column_1I < I), other=0.0)
-        w_OI = tl.load(weight + row_O[:, None] + column_1I, mask=(o_O < O)[:, None] & (column_1I < I), other=0)
-        sum_BOI += x_BI.to(tl.float32)[:, None, :] * w_OI.to(tl.float32)[None, :, :]
+        column_11I = (i + i_I)[None, None, :]
+        inside_1OI = (o_1O1 < O) & (column_11I < I)
+        x_BOI = tl.load(x + b_B11 * I + 0 * o_1O1 + column_11I, mask=(b_B11 < B) & inside_1OI, other=0.0)
+        w_1OI = tl.load(weight + row_1O1 + column_11I, mask=inside_1OI, other=0)
+        sum_BOI += x_BOI.to(tl.float32) * w_1OI.to(tl.float32)
     y_BO = tl.sum(sum_BOI, 2)                                     # threads are summed once, at the end
 
     if SCALE:

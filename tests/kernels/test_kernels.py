@@ -20,10 +20,12 @@ from data import document_starts
 from kernels import flash_attention, self_check
 from kernels.cross_entropy import cross_entropy_, cross_entropy_reference, linear_cross_entropy, linear_cross_entropy_op
 from kernels.flash_attention import attention_reference, dropout_in_256, flash_attention_op
-from kernels.flash_decode import decode_reference, flash_decode, flash_decode_op
+from kernels.flash_decode import append_and_decode, decode_reference, flash_decode, flash_decode_op
 from kernels.gelu import bias_gelu, bias_gelu_reference, gelu_linear, gelu_linear_op
 from kernels.layer_norm import add_layer_norm, layer_norm, layer_norm_reference, norm_linear, norm_linear_op
+from kernels.matvec import matvec, matvec_reference
 from kernels.measure import relative_error
+from sampling.fast_linear import quantize
 
 # The error of rounding alone, as |x - reference| / |reference|: a few units of the dtype's last bit
 CLOSE = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 7e-3}
@@ -162,6 +164,38 @@ def test_decoding_takes_a_length_for_every_sequence():
         one = slice(b, b + 1)
         ref_1HK = decode_reference(*doubled(q_BHK[one], *cache_2BHSK[:, one]), length, 0.1)
         assert_close(out_BHK[one], ref_1HK, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_decoding_appends_the_new_key_and_value(dtype):
+    B, H, S, K, lengths = 2, 3, 140, 64, [1, 131]
+    qkv_BC, caches_2BHSK = torch.randn(B, 3 * H * K).to(dtype), torch.randn(2, B, H, S, K).to(dtype)
+    q_BHK, *new_2BHK = qkv_BC.view(B, 3, H, K).unbind(1)
+    expected_2BHSK = caches_2BHSK.clone()
+    for b, length in enumerate(lengths):
+        expected_2BHSK[:, b, :, length - 1] = torch.stack(new_2BHK)[:, b]
+    out_BC = append_and_decode(qkv_BC, *caches_2BHSK, torch.tensor(lengths, dtype=torch.int32), 0.1)
+    assert torch.equal(caches_2BHSK, expected_2BHSK)
+    for b, length in enumerate(lengths):
+        one = slice(b, b + 1)
+        ref_1HK = decode_reference(*doubled(q_BHK[one], *expected_2BHSK[:, one]), length, 0.1)
+        assert_close(out_BC[one].view(1, H, K), ref_1HK, dtype)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# matvec
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("B, I, O", [(1, 600, 7), (5, 100, 9)])
+def test_matvec(dtype, B, I, O):      # noqa: E741
+    x_BI, weight_OI, bias_O, residual_BO = (torch.randn(*shape).to(dtype) for shape in ((B, I), (O, I), (O,), (B, O)))
+    int8_OI, scale_O = quantize(weight_OI)
+    for weight, scale in ((weight_OI, None), (int8_OI, scale_O)):
+        for settings in ((None, False, None), (bias_O, True, None), (bias_O, False, residual_BO)):
+            y_BO = matvec(x_BI, weight, scale, *settings)
+            doubles = [x.double() if torch.is_tensor(x) else x for x in (x_BI, weight, scale, *settings)]
+            assert_close(y_BO, matvec_reference(*doubles), dtype)
+            assert y_BO.dtype == dtype
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -306,6 +340,8 @@ def test_operators_are_registered_as_torch_requires():
                                 (linear_cross_entropy_op, (x, w, targets, True, 4))):
         torch.library.opcheck(operator, arguments, test_utils=tests)
     torch.library.opcheck(flash_decode_op, (torch.ones(1, 2, 64), *caches, length, 0.1), test_utils=tests[:3])
+    torch.library.opcheck(append_and_decode, (torch.ones(1, 384), *caches, length, 0.1), test_utils=tests[:3])
+    torch.library.opcheck(matvec, (torch.ones(2, 40), w.detach(), None, bias.detach(), True), test_utils=tests[:3])
     torch.library.opcheck(cross_entropy_, (random(6, 40).detach(), targets, True), test_utils=tests[:3])
 
 

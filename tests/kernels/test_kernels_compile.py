@@ -27,7 +27,7 @@ def test_compiles_without_spills_to_tensor_cores_and_asynchronous_copies(arch, t
     kernels = re.findall(rf"^{arch} (attention \d+|\w+).*?(\w+_kernel)", finished.stdout, re.M)
     assert len(kernels) >= 26 and {name for name, _ in kernels} == {
         "attention 128", "attention 64", "layer_norm", "norm_linear", "bias_gelu", "gelu_linear", "cross_entropy",
-        "flash_decode"}
+        "flash_decode", "append_and_decode", "matvec"}
 
 
 def test_an_instruction_that_overwrites_an_operand_of_an_unfinished_product_is_found():
