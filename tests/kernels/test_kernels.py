@@ -17,7 +17,7 @@ from conftest import tiny_model
 import kernels
 from plumbing.common import UserError
 from data import document_starts
-from kernels import flash_attention, self_check
+from kernels import flash_attention, self_check, transformer
 from kernels.cross_entropy import cross_entropy_, cross_entropy_reference, linear_cross_entropy, linear_cross_entropy_op
 from kernels.flash_attention import attention_reference, dropout_in_256, flash_attention_op
 from kernels.flash_decode import append_and_decode, decode_reference, flash_decode, flash_decode_op
@@ -428,6 +428,20 @@ def test_the_self_check_of_attention_passes_and_sees_one_wrong_element(monkeypat
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The whole model out of kernels
+
+def test_a_block_can_take_torchs_attention_instead(monkeypatch):
+    monkeypatch.setattr(transformer, "attention", None)
+    qkv_BT3C = random(2, 9, 3 * 128)
+    gradients = []
+    for name in ("triton", "sdpa"):
+        transformer.use_attention(name)
+        out_BTC = transformer.attention(qkv_BT3C, 2, torch.tensor(0.05))
+        gradients.append((out_BTC, *torch.autograd.grad(out_BTC.square().sum(), qkv_BT3C)))
+    for ours, torchs in zip(*gradients, strict=True):
+        assert_close(ours, torchs, torch.float32)
+    with pytest.raises(UserError, match="flex: choose from triton, sdpa"):
+        transformer.use_attention("flex")
+
 
 @pytest.mark.parametrize("documents", [False, True])
 @pytest.mark.parametrize("recompute", [False, True])
