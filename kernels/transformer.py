@@ -13,6 +13,9 @@ The head's logits never exist in fp32, and in bf16 only some rows at a time.
 
 The residual stream has the dtype of the products: bf16 under autocast, where torch's operators keep it in fp32.
 """
+from functools import partial
+from types import SimpleNamespace
+
 import torch.nn.functional as F
 
 from kernels.cross_entropy import linear_cross_entropy
@@ -32,21 +35,17 @@ def sdpa(qkv_BT3C, n_head, scale, dropout_p=0.0):
 
 
 ATTENTION = {"triton": flash_attention, "sdpa": sdpa}
-attention = flash_attention
 
 
-def use_attention(name):
-    """Which of ATTENTION `block` calls from now on, where rows are not separated into documents: measure, then choose.
-
-    The default stays "triton" until it has been measured to be slower in the whole block (bench/train.py).
-    """
-    global attention
+def with_attention(name):
+    """This module's functions (for GPT.kernels and Block.kernels) with another of ATTENTION in the block: measure, then
+    choose. Rows that are separated into documents stay with Triton's."""
     if name not in ATTENTION:
         raise UserError(f"attention {name}: choose from {', '.join(ATTENTION)}")
-    attention = ATTENTION[name]
+    return SimpleNamespace(block=partial(block, attention=ATTENTION[name]), final_norm=final_norm, loss=loss)
 
 
-def block(layer, x_BTD, doc_start_BT=None):
+def block(layer, x_BTD, doc_start_BT=None, attention=flash_attention):
     """model.Block's x + attention(LayerNorm(x)), then x + MLP(LayerNorm(x))."""
     attn, mlp, ln_1, ln_2 = layer.attn, layer.mlp, layer.ln_1, layer.ln_2
 

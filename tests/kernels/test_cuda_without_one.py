@@ -149,8 +149,8 @@ def test_an_operator_ignores_the_callers_autocast(name):
 
 
 @pytest.mark.parametrize("which", ["torch", "triton"])
-def test_three_layers_share_one_graph_in_training_and_one_in_evaluation(which, world):
-    model = tiny_model(n_embd=64, n_head=1, attn_pdrop=0.1).train()
+def test_all_layers_share_one_graph_in_training_and_one_in_evaluation(which, world):
+    model = tiny_model(n_embd=64, n_head=1, n_layer=2, attn_pdrop=0.1).train()
     cfg = Train(data=world, model=model.cfg, window=8, micro_batch_size=2, eval_windows=3, dtype="bfloat16")
     corpus, alone, graphs = Corpus(world, "val", cfg.length), World(0, 1, torch.device("cpu")), []
     model.use_kernels(which, alone.device)

@@ -429,18 +429,18 @@ def test_the_self_check_of_attention_passes_and_sees_one_wrong_element(monkeypat
 # ---------------------------------------------------------------------------------------------------------------------
 # The whole model out of kernels
 
-def test_a_block_can_take_torchs_attention_instead(monkeypatch):
-    monkeypatch.setattr(transformer, "attention", None)
-    qkv_BT3C = random(2, 9, 3 * 128)
-    gradients = []
+def test_a_block_can_take_torchs_attention_instead():
+    [block], x_BTD = tiny_model(n_embd=64, n_head=1, n_layer=1).train().h, random(1, 9, 64)
+    block.compile(backend="aot_eager", fullgraph=True)
+    results = []
     for name in ("triton", "sdpa"):
-        transformer.use_attention(name)
-        out_BTC = transformer.attention(qkv_BT3C, 2, torch.tensor(0.05))
-        gradients.append((out_BTC, *torch.autograd.grad(out_BTC.square().sum(), qkv_BT3C)))
-    for ours, torchs in zip(*gradients, strict=True):
+        block.kernels = transformer.with_attention(name)
+        out_BTD = block(x_BTD)
+        results.append((out_BTD, *torch.autograd.grad(out_BTD.square().sum(), [x_BTD, *block.parameters()])))
+    for ours, torchs in zip(*results, strict=True):
         assert_close(ours, torchs, torch.float32)
     with pytest.raises(UserError, match="flex: choose from triton, sdpa"):
-        transformer.use_attention("flex")
+        transformer.with_attention("flex")
 
 
 @pytest.mark.parametrize("documents", [False, True])

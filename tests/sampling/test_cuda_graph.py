@@ -59,10 +59,10 @@ def prepared(layout, batch):
 @torch.no_grad()
 def test_the_step_gives_the_logits_of_the_model_with_a_growing_cache(layout, batch):
     model, cache, step = prepared(layout, batch)
-    for token in (3, 200, 17):
+    for token in (3, 200):
         ids_B1 = torch.tensor([[token], [token + 1]])[:batch]
         torch.testing.assert_close(step(ids_B1), next_logits(model, cache, ids_B1), atol=1e-5, rtol=1e-5)
-    assert step.position_1.item() == cache.length == 7
+    assert step.position_1.item() == cache.length == 6
 
 
 @torch.no_grad()
@@ -80,7 +80,7 @@ def test_a_recorded_step_can_be_replayed_at_other_positions(monkeypatch):
     reads_of_the_host = ("_local_scalar_dense", "nonzero", "_to_copy", "masked_select", "unique", "is_nonzero")
     assert not [name for name, *_ in recorder.listed() if any(read in name for read in reads_of_the_host)]
 
-    for token in (17, 40, 5):
+    for token in (17, 40):
         ids_B1 = torch.tensor([[token], [token + 1]])
         step.ids_B1.copy_(ids_B1)                                 # as GraphStep does around a replay
         recorder.replay()
