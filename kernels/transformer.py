@@ -13,21 +13,45 @@ The head's logits never exist in fp32, and in bf16 only some rows at a time.
 
 The residual stream has the dtype of the products: bf16 under autocast, where torch's operators keep it in fp32.
 """
+from functools import partial
+from types import SimpleNamespace
+
 import torch.nn.functional as F
 
 from kernels.cross_entropy import linear_cross_entropy
 from kernels.flash_attention import flash_attention
 from kernels.gelu import gelu_linear
 from kernels.layer_norm import layer_norm, norm_linear
+from plumbing.common import UserError
 
 
-def block(layer, x_BTD, doc_start_BT=None):
+def sdpa(qkv_BT3C, n_head, scale, dropout_p=0.0):
+    """flash_attention's function by torch's kernels: cuDNN's on Hopper, FlashAttention-2's on an A100. No documents."""
+    q_BHTK, k_BHTK, v_BHTK = qkv_BT3C.unflatten(2, (3, n_head, -1)).permute(2, 0, 3, 1, 4)
+    K = q_BHTK.shape[3]
+    q_BHTK = q_BHTK * (scale * K**0.5)                            # F's scale is a constant of the compiled block
+    y_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=True, dropout_p=dropout_p, scale=K**-0.5)
+    return y_BHTK.transpose(1, 2).flatten(2)
+
+
+ATTENTION = {"triton": flash_attention, "sdpa": sdpa}
+
+
+def with_attention(name):
+    """This module's functions (for GPT.kernels and Block.kernels) with another of ATTENTION in the block: measure, then
+    choose. Rows that are separated into documents stay with Triton's."""
+    if name not in ATTENTION:
+        raise UserError(f"attention {name}: choose from {', '.join(ATTENTION)}")
+    return SimpleNamespace(block=partial(block, attention=ATTENTION[name]), final_norm=final_norm, loss=loss)
+
+
+def block(layer, x_BTD, doc_start_BT=None, attention=flash_attention):
     """model.Block's x + attention(LayerNorm(x)), then x + MLP(LayerNorm(x))."""
     attn, mlp, ln_1, ln_2 = layer.attn, layer.mlp, layer.ln_1, layer.ln_2
 
     qkv_BTC = norm_linear(x_BTD, ln_1.weight, ln_1.bias, attn.c_attn.weight, attn.c_attn.bias, eps=ln_1.eps)
-    y_BTD = flash_attention(qkv_BTC, attn.n_head, attn.scale_on_device, attn.dropout if layer.training else 0.0,
-                            doc_start_BT=doc_start_BT)
+    settings = qkv_BTC, attn.n_head, attn.scale_on_device, attn.dropout if layer.training else 0.0
+    y_BTD = attention(*settings) if doc_start_BT is None else flash_attention(*settings, doc_start_BT=doc_start_BT)
     y_BTD = layer.drop(F.linear(y_BTD, attn.c_proj.weight.to(y_BTD.dtype), attn.c_proj.bias.to(y_BTD.dtype)))
 
     x_BTD, h_BTF = norm_linear(y_BTD, ln_2.weight, ln_2.bias, mlp.c_fc.weight, None, residual=x_BTD, eps=ln_2.eps)

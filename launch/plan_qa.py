@@ -52,7 +52,7 @@ def step_memory(cfg, shape, network=GPT):
     # On a GPU attention's dropout stores no mask; on the CPU torch would choose a kernel that stores all scores.
     with torch.device("meta"):
         gpt = network(replace(shape, attn_pdrop=0.0)).to(getattr(torch, cfg.weights))
-    with FakeTensorMode(), Peak() as memory:
+    with FakeTensorMode(allow_non_fake_inputs=True), Peak() as memory:      # attention's scale is a real number
         gpt.load_state_dict({name: torch.empty(p.shape, dtype=p.dtype) for name, p in gpt.named_parameters()},
                             assign=True)
         run_steps(cfg, gpt, memory)
