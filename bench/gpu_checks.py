@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from bench.gpu_records import attempt, emit, kernels_in_use
 from data import document_starts
 from model import GPT, GPTConfig
-from plumbing.common import ROOT, git_commit, speaking_to_the_user
+from plumbing.common import ROOT, UserError, git_commit, speaking_to_the_user
 from plumbing.runtime import autocast, pick_device
 
 PROCESSES = 8                   # that share the checks of "correct"
@@ -239,12 +239,24 @@ def new_model(shape, device, kernels="torch", compiled=False, recompute=False):
     with torch.no_grad():
         for name, value in gpt.initial_weights(0, device):
             parameters[name].copy_(value)
-    gpt.use_kernels(kernels, device)
+    attach_kernels(gpt, kernels, device)
     for block in gpt.h:
         block.recompute = recompute
         if compiled:
             block.compile()
     return gpt.train()
+
+
+def attach_kernels(gpt, kernels, device):
+    """gpt.use_kernels, and what it says. "triton" is refused where the assembler is too old to be trusted; then "auto",
+    which checks what it compiles, decides. UserError if that leaves torch's operators."""
+    try:
+        return gpt.use_kernels(kernels, device)
+    except UserError:
+        said = gpt.use_kernels("auto", device)
+        if gpt.kernels is None:
+            raise
+        return said
 
 
 def step(gpt, ids_BT, targets_BT, dtype, seed=0):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -186,6 +187,21 @@ def test_the_training_contestants_start_alike_and_are_timed_by_phase(found):
     summaries = [record for record in found() if "summary" in record]
     assert len(summaries) == 3 and all(r["tokens_per_second"] > 0 and r["kernels"] for r in summaries)
     assert {"forward_backward_ms", "clip_ms", "adamw_ms"} <= set(summaries[0])
+
+
+def test_triton_that_is_refused_is_tried_as_auto_and_never_replaced_by_torch_in_silence():
+    def use_kernels(kernels, device):
+        if kernels == "triton":
+            raise UserError("ptxas is too old")
+        model.kernels = after_check
+        return "checked"
+
+    model = SimpleNamespace(use_kernels=use_kernels, kernels=None)
+    after_check = "transformer"
+    assert gpu_checks.attach_kernels(model, "triton", CPU) == "checked"
+    after_check = None
+    with pytest.raises(UserError, match="too old"):
+        gpu_checks.attach_kernels(model, "triton", CPU)
 
 
 def test_an_unknown_contestant_is_refused():
