@@ -107,10 +107,20 @@ class Attention(nn.Module):
         self.layer, self.n_head, self.dropout = layer, cfg.n_head, cfg.attn_pdrop
         self.c_attn = nn.Linear(cfg.n_embd, 3 * cfg.n_embd)
         self.c_proj = nn.Linear(cfg.n_embd, cfg.n_embd)
-        self.scale = cfg.head_width ** -0.5
-        if cfg.scale_attn_by_inverse_layer_idx:
+        self.scale = self.head_scale = cfg.head_width ** -0.5
+        self.by_depth = cfg.scale_attn_by_inverse_layer_idx
+        if self.by_depth:
             # Mistral's trick, kept by BioMedLM: deep layers cannot overflow fp16, and the weights learn around it.
             self.scale /= layer + 1
+        # A tensor, so that torch.compile makes one graph for all layers. Not a buffer: see _apply.
+        self.scale_on_device = torch.tensor(self.scale, device="cpu")
+
+    def _apply(self, function, recurse=True):
+        """What to(), to_empty() and the like call. As a buffer, the scale would be left unfilled or rounded by them."""
+        super()._apply(function, recurse)
+        device = function(self.scale_on_device).device
+        self.scale_on_device = torch.tensor(self.scale, device=device)
+        return self
 
     def forward(self, x_BTD, cache=None, visible_BTS=None):
         q_BHTK, k_BHSK, v_BHSK = (a_BTD.unflatten(-1, (self.n_head, -1)).transpose(1, 2)
@@ -118,9 +128,11 @@ class Attention(nn.Module):
         if cache is not None:                      # the keys and values of earlier tokens join the new ones
             y_BHTK = cache.attend(self.layer, q_BHTK, k_BHSK, v_BHSK, self.scale)
         else:
+            if self.by_depth:                      # 1/(layer + 1); the rest is the same number in all layers
+                q_BHTK = q_BHTK * (self.scale_on_device / self.head_scale)
             y_BHTK = F.scaled_dot_product_attention(
                 q_BHTK, k_BHSK, v_BHSK, attn_mask=None if visible_BTS is None else visible_BTS[:, None],
-                is_causal=visible_BTS is None, dropout_p=self.dropout if self.training else 0.0, scale=self.scale)
+                is_causal=visible_BTS is None, dropout_p=self.dropout if self.training else 0.0, scale=self.head_scale)
         return self.c_proj(y_BHTK.transpose(1, 2).flatten(2))
 
 
@@ -194,6 +206,7 @@ class GPT(nn.Module):
     # In what the other families in baselines/ differ, beside a method or two:
     config_class, block_class, architecture = GPTConfig, Block, "GPT2LMHeadModel"
     transposed, residual = CONV1D, ("c_proj",)      # the ends of weights that lie as [in, out]; what adds to the stream
+    causal = True                                   # a token sees the tokens before it; encoders see all
     has_kernels = True                              # kernels/ and cuda_graph.py compute this network
 
     def __init__(self, cfg):
@@ -244,18 +257,10 @@ class GPT(nn.Module):
         training: no cache, no visible_BTS. Returns in a line what was chosen. UserError where Triton cannot run; "auto"
         takes it on the GPUs that it was written for.
         """
-        chosen, said = None, "torch's operators"
         if kernels == "triton" and not self.has_kernels:
             raise UserError(f"the Triton kernels compute GPT-2, not {type(self).__name__}; use --kernels torch")
-        if kernels == "triton" or (kernels == "auto" and device.type == "cuda" and self.has_kernels):
-            from kernels import require_triton  # here: Triton is for Linux, and this file for everyone
-            try:
-                said = require_triton(device, self.cfg.head_width)
-                from kernels import transformer as chosen
-            except UserError as error:
-                if kernels == "triton":
-                    raise
-                said += f" ({error})"
+        from kernels import choose
+        chosen, said = choose(kernels if self.has_kernels else "torch", device, self.cfg.head_width)
         for module in (self, *self.h):
             module.kernels = chosen
         return said
@@ -277,7 +282,7 @@ class GPT(nn.Module):
             x_BTD = block(x_BTD, cache, visible_BTS, doc_start_BT)
         if cache:
             cache.length += ids_BT.shape[1]
-        return self.ln_f(x_BTD)
+        return self.kernels.final_norm(self.ln_f, x_BTD) if self.kernels else self.ln_f(x_BTD)
 
     def embed(self, ids_BT, position_BT):
         return self.drop(self.wte(ids_BT) + self.wpe(position_BT))

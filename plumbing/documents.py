@@ -1,20 +1,20 @@
-"""Files of biomedical text to documents, one after the other, whatever the format.
+"""Files of biomedical text to documents, one after the other, for every format.
 
     from plumbing.documents import Bad, documents
-    for text in documents("pubmed26n0001.xml.gz"):     # in order; memory holds a document, not the file
+    for text in documents("pubmed26n0001.xml.gz"):     # in order; one document in memory, not the file
         if isinstance(text, Bad):
-            print(text.where, text.reason)             # a line or article that cannot be read; the rest goes on
+            print(text.where, text.reason)             # a line or article that cannot be read; the rest follows
         else:
             ...                                        # a str; empty for a blank line or an article without abstract
 
-Teaches what real files do to a reader: they end too early, hold a broken line, are not the format their name says.
-Reads .jsonl ({"text": ...} a line, The Pile's shape), .txt (a document a file), .xml of PubMed (title and abstract) and
+Teaches what goes wrong in real files: they end too early, have a broken line, or are not in the format of their name.
+Reads .jsonl (one {"text": ...} per line, as in The Pile), .txt (one document), .xml of PubMed (title and abstract) and
 .xml or .nxml of PMC (JATS: title, abstract, body); each plain, .gz or .zst.
-Left out of XML: articles with nothing but a title, reference lists and raised citation marks, footnotes, the cells of
-tables (as running text they are numbers without their columns), formulas that are pictures or TeX. Captions stay,
-MathML becomes text, labels of an abstract's parts stay as `METHODS: ...`.
+Left out of XML: articles with only a title, reference lists and raised citation marks, footnotes, the cells of tables
+(as running text they are numbers without their columns), formulas given as pictures or TeX. Kept: captions, MathML as
+text, and the labels of an abstract's parts as `METHODS: ...`.
 
-Not here: what becomes of the documents (pubmed.py, tokenizer.py).
+Not here: what the documents are used for (prepare/pubmed.py, tokenizer.py).
 """
 import json
 import re
@@ -26,32 +26,34 @@ from xml.etree import ElementTree
 
 import zstandard
 
-BLOCK = 1 << 18      # bytes of a file that are read at a time
+BLOCK = 1 << 18      # bytes read at a time
 
 
 class Unreadable(Exception):
-    """A record or file that cannot be read; the reason is a kind, then a detail in brackets."""
+    """A record or file that cannot be read; the reason is a kind with a detail in brackets."""
 
 
 class Bad(NamedTuple):
+    """Something that cannot be read."""
     where: str          # file:line
     reason: str
-    weight: int = 1     # in documents, as far as one can tell
+    weight: int = 1     # how many documents are missing, as far as known
 
 
 class Record(NamedTuple):
-    where: str
+    """The bytes of one document."""
+    where: str          # file:line
     kind: str           # how to parse it: json, text or xml
     raw: bytes
     position: int       # in the file on disk, for the progress bar
 
 
 def documents(path):
-    """What a file holds, in order: each item is a document's text (str, perhaps empty) or a Bad."""
+    """The documents of a file in order: each item is a text (str, perhaps empty) or a Bad."""
     return map(parse, records(Path(path)))
 
 
-# ---- Files to raw records: so cheap that one process can feed many that parse ----
+# ---- Files to raw records: cheap, so that one process can feed many that parse ----
 
 FORM = re.compile(r".+\.(jsonl|txt|xml|nxml)(?:\.(gz|zst))?", re.I)
 LFS_POINTER = b"version https://git-lfs"
@@ -69,35 +71,35 @@ def records(path):
     try:
         form = FORM.fullmatch(path.name)
         if not form:
-            raise Unreadable(f"unknown suffix ({path.name}; known are .jsonl .txt .xml .nxml, plain or .gz or .zst)")
+            raise Unreadable(f"unknown suffix ({path.name}; known are .jsonl .txt .xml .nxml, each plain, .gz or .zst)")
         kind, split = SPLIT[form[1].lower()]
         with open(path, "rb") as file:
             for line, raw in split(blocks(file, UNPACK.get((form[2] or "").lower()))):
                 yield Record(f"{path}:{line}", kind, raw, file.tell())
                 seen += 1
     except Unreadable as error:
-        yield Bad(str(path), str(error), weight=max(1, seen))    # as much again as was read may be missing
+        yield Bad(str(path), str(error), weight=max(1, seen))    # as much again may be missing
     except (OSError, zlib.error, zstandard.ZstdError) as error:
         yield Bad(str(path), f"broken file ({error})", weight=max(1, seen))
 
 
 def blocks(file, unpack):
-    """The contents of an open file in pieces, unpacked if `unpack` makes decompressors."""
+    """The contents of an open file in pieces; `unpack` makes a decompressor, or is None."""
     unpacker = unpack and unpack()
     first = True
     while block := file.read(BLOCK):
         if first and block.startswith(LFS_POINTER):
-            raise Unreadable("git-lfs pointer (not the file itself: run `git lfs pull`)")
+            raise Unreadable("git-lfs pointer instead of the file (run `git lfs pull`)")
         first = False
         while block and unpacker:
-            if unpacker.eof:                                     # both formats may be several streams, end to end
+            if unpacker.eof:                                     # a file may be several streams, end to end
                 unpacker = unpack()
             yield unpacker.decompress(block)
             block = unpacker.unused_data.lstrip(b"\0") if unpacker.eof else b""
         if not unpacker:
             yield block
     if unpacker and not unpacker.eof:
-        raise Unreadable("truncated file (fetch it again)")
+        raise Unreadable("truncated file (download it again)")
 
 
 def lines(pieces):
@@ -121,7 +123,7 @@ ENCODING = re.compile(rb"<\?xml[^>]*encoding=[\"'](?!utf-?8|us-ascii)([^\"']*)",
 
 
 def articles(pieces):
-    """The articles of an XML file as they stand. Cutting before parsing, one that is broken does not spoil the rest."""
+    """(line, bytes) of each article of an XML file, cut out before parsing so that a broken one spoils no other."""
     number, rest, sets, found = 1, b"", 0, False
     for block in pieces:
         scanned = max(0, len(rest) - 30)                         # an end tag may straddle two blocks
@@ -138,15 +140,15 @@ def articles(pieces):
             begin, found = end.end(), True
         rest = rest[begin:]
     if ARTICLE.search(rest) or (sets and b"</PubmedArticleSet>" not in rest):
-        raise Unreadable("truncated file (it ends inside an article or a set of articles)")
+        raise Unreadable("truncated file (it ends within an article or a set of articles)")
     if not found:
-        raise Unreadable("no article (neither <PubmedArticle> nor <article> is in it)")
+        raise Unreadable("no article (it contains neither <PubmedArticle> nor <article>)")
 
 
 SPLIT = {"jsonl": ("json", lines), "txt": ("text", whole_file), "xml": ("xml", articles), "nxml": ("xml", articles)}
 
 
-# ---- Raw records to text: the parsing ----
+# ---- Raw records to text ----
 
 
 def parse(record):
@@ -160,6 +162,15 @@ def parse(record):
         return Bad(record.where, str(error))
 
 
+PMID = re.compile(rb'<PMID[^>]*>\s*(\d+)\s*<|<article-id pub-id-type="pmid">\s*(\d+)\s*<')    # PubMed's, JATS's
+
+
+def pmid(record):
+    """The PubMed identifier of an article in XML; None for other records and for an article without."""
+    match = isinstance(record, Record) and record.kind == "xml" and PMID.search(record.raw)
+    return int(match[1] or match[2]) if match else None
+
+
 def from_text(raw):
     return raw.decode("utf-8-sig")
 
@@ -170,15 +181,15 @@ def from_json(raw):
     try:
         value = json.loads(raw.removeprefix(BOM_UTF8).decode())
     except (json.JSONDecodeError, RecursionError) as error:
-        raise Unreadable(f"no JSON ({error})") from error
+        raise Unreadable(f"not JSON ({error})") from error
     if not isinstance(value, dict) or not isinstance(value.get("text"), str):
-        raise Unreadable('no "text" (each line is an object with the document under that name)')
+        raise Unreadable('no "text" (a line is an object with the document under this name)')
     if b"\\u" in raw and any("\ud800" <= c <= "\udfff" for c in value["text"]):
-        raise Unreadable("half a surrogate pair (no UTF-8 can spell it)")
+        raise Unreadable("half a surrogate pair (UTF-8 cannot represent it)")
     return value["text"]
 
 
-# An article that is cut out of its file has lost the declarations of prefixes at the file's head.
+# The namespace prefixes are declared at the head of the file, from which an article is cut out.
 WRAPPED = b'<x xmlns:mml="http://www.w3.org/1998/Math/MathML" xmlns:xlink="http://www.w3.org/1999/xlink">%b</x>'
 PARAGRAPHS = {"p", "sec", "title", "fig", "table-wrap", "list-item", "disp-quote", "disp-formula", "boxed-text", "def"}
 LEFT_OUT = {"ref-list", "table", "table-wrap-foot", "tex-math", "supplementary-material", "object-id", "fn"}
@@ -195,10 +206,10 @@ def from_xml(raw):
 
 
 def from_pubmed(article):
-    """The title, then the abstract's parts, each on a line behind its label: `METHODS: ...`."""
+    """The title, then each part of the abstract on a line after its label: `METHODS: ...`."""
     parts = []
     for part in article.iterfind(".//Abstract/AbstractText"):
-        label = part.get("Label", "UNLABELLED").rstrip(": ")     # NLM's placeholder for parts that had none
+        label = part.get("Label", "UNLABELLED").rstrip(": ")     # NLM's placeholder for a missing label
         text = flat(part, inline=True)
         parts += [text if label == "UNLABELLED" else f"{label}: {text}"] if text else []
     title = article.find(".//ArticleTitle")
@@ -209,14 +220,14 @@ def from_jats(article):
     """Title, abstract and body; a blank line before each section, which begins with its heading."""
     blocks = [flat(article.find("front//title-group/article-title"), inline=True)]
     for abstract in article.iterfind("front//abstract"):
-        if not abstract.get("abstract-type"):                    # those with a type are summaries, blurbs, pictures
+        if not abstract.get("abstract-type"):                    # those with a type are teasers and graphics
             blocks.append(("" if abstract.find("title") is not None else "Abstract\n\n") + flat(abstract))
     blocks.append(flat(article.find("body")))
     return "\n\n".join(filter(None, blocks)) if any(blocks[1:]) else ""
 
 
 def flat(element, inline=False):
-    """The text of an element without its markup; `inline` puts all of it on one line."""
+    """The text of an element without its markup; `inline` puts it on one line."""
     if element is None:
         return ""
     out = []
@@ -226,14 +237,14 @@ def flat(element, inline=False):
 
 
 def collect(element, out, inline):
-    """Append the texts within an element; how markup that carries meaning survives as characters is decided here."""
+    """Append the texts within an element. Markup that carries meaning becomes characters here."""
     out.append(re.sub(r"[ \t\r\n]+", " ", element.text or ""))
     for child in element:
         tag = child.tag
         if tag == "math":
             out.append(math(child))
         elif tag == "sup" and child.find(".//xref") is None:
-            ends_in_digit = "".join(out[-2:])[-1:].isdigit()     # 10<sup>-3</sup>, flattened, must not become 10-3
+            ends_in_digit = "".join(out[-2:])[-1:].isdigit()     # 10<sup>-3</sup> becomes 10^-3, not 10-3
             out.append("^" * (ends_in_digit and re.match(r"[-+\u2212\u2013\d]", child.text or "") is not None))
             collect(child, out, inline)
         elif tag == "label" and element.tag in ("fig", "table-wrap"):

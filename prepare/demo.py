@@ -1,23 +1,22 @@
-"""Write a small biomedical world: text that states facts, and questions that ask for them.
+"""Write a small biomedical world: text that states facts, and questions about these facts.
 
-Teaches what a language model has to take from text to answer a question, on something that trains in minutes: every
-fact of demo_facts.py is stated about fifty times in different words, and asked for in a way that gives nothing away.
-Not here: the facts themselves (demo_facts.py), their wordings (demo_words.py), real abstracts (prepare/pubmed.py), real
-questions (prepare/qa.py).
+Teaches what a language model must take from text to answer a question, with data on which training takes minutes. The
+text states each fact of demo_facts.py about fifty times in different words. The questions give nothing away.
+Not here: the facts (demo_facts.py), their wordings (demo_words.py), real abstracts (pubmed.py), real questions (qa.py).
 
     python prepare/demo.py             # data/demo: tokenizer, shards, documents.jsonl, questions/{train,dev,test}.jsonl
-    python prepare/demo.py --seed 1    # other sentences, other wrong answers, another split; the same facts
+    python prepare/demo.py --seed 1    # other sentences, wrong answers and splits; the same facts
 
-You should see a table: about 300 entities and 1,200 facts, under a million tokens, and the paper's tell-tale words as
-one token each; fine-tuned on the training questions, a model that read the text answers four of five test questions,
-one that did not one of four. The facts are real; the studies, patients and samples around them are scenery.
+You should see a table: about 300 entities and 1,200 facts, under a million tokens, and the words with which the paper
+compares vocabularies, each as one token. Fine-tuned on the training questions, a model that read the text answers four
+of five test questions, one that did not read it one of four. The facts are real; the studies around them are invented.
 
 Three precautions make the questions fair, so that a model which never read the text stays at chance:
-    1. A wrong answer to one question is the right answer to others, and each is wrong three times as often as right:
-       of the questions in which an option appears, a quarter are answered by it, however popular it is. See deal().
-    2. Names tell (an -olol is a beta blocker), so entities that share something telling form a family, and a family is
-       never split over train, dev and test. See families().
-    3. What is half right as well is never offered as wrong. See suspects().
+    1. A wrong answer to one question is the right answer to another. Each option is wrong three times as often as it is
+       right, so guessing the most popular option gains nothing. See deal().
+    2. Names tell (an -olol is a beta blocker), so entities that share something telling form a family, and all of a
+       family is in the same split. See families().
+    3. An answer that is also right, or half right, is never offered as a wrong one. See suspects().
 """
 import random
 import sys
@@ -28,11 +27,12 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # python looks for modules beside the script it runs
-# ruff: noqa: E402 (and what is imported from there comes after that line)
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the repository's modules, before those of prepare/
+# ruff: noqa: E402
 
 from plumbing.common import (
     UserError,
+    check_ranges,
     parse_args,
     read_json,
     speaking_to_the_user,
@@ -51,7 +51,7 @@ from tokenizer import Tokenizer
 TITLES = ("{e}", "a study of {e}", "{e} revisited", "notes on {e}", "what we know about {e}", "a review of {e}",
           "new data on {e}", "Immunohistochemistry and {e}")
 SHARES = {"train": 0.5, "dev": 0.15, "test": 0.35}               # of the entities
-# Endings that tell a class or a job; a drug's class counts as well, a microbe's genus, and the first letters of a gene.
+# Endings of names that tell a class or a function. See telling() for the other signs.
 ENDINGS = ("vir", "coccus", "ella", "kinase", "dehydrogenase", "synthase", "hydroxylase", "carboxylase", "reductase",
            "oxidase", "dehydratase", "deaminase", "lyase")
 
@@ -64,7 +64,7 @@ class Demo:
     vocab_size: int = 3072
     documents_per_entity: int = 48
     val_percent: float = 2.0      # of the documents, chosen by their hash
-    questions_per_fact: int = 4   # in training, each with wrong answers of its own; dev and test ask once
+    questions_per_fact: int = 4   # for training, each with other wrong answers; one for dev and test
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def read_facts():
 
 
 def also_true():
-    """value -> the set of entities and groups for which it is right, too. An indented line continues the one above."""
+    """value -> the entities and groups for which it is right as well. An indented line continues the one above."""
     rows = (row.split(" | ") for row in ALSO_TRUE.strip().replace("\n    ", " ").splitlines())
     return {value: set(where.split(", ")) for value, where in rows}
 
@@ -117,7 +117,7 @@ def suspects(entity, relation, entities, also):
 
 
 def write_documents(entities, per_entity, rng):
-    """(name, text) of every document, shuffled. A document is about one entity and often mentions another like it."""
+    """(name, text) of every document, shuffled. A document is about one entity and may mention a similar one."""
     alike = defaultdict(list)
     for e in entities:
         for fact in e.values.items():
@@ -128,7 +128,7 @@ def write_documents(entities, per_entity, rng):
 
 
 def write_document(entity, alike, rng):
-    """Title, perhaps a scene, each fact in some wording and any order, perhaps a relative: 'title. sentence. ...'"""
+    """'Title. Sentence. ...': each fact in some wording and any order, perhaps a scene, perhaps a relative."""
     sentences = [state(entity.name, r, v, rng) for r, v in entity.values.items()]
     rng.shuffle(sentences)
     fact = rng.choice(list(entity.values.items()))
@@ -137,7 +137,7 @@ def write_document(entity, alike, rng):
         sentences.append(state(rng.choice(relatives).name, *fact, rng))
     if rng.random() < 0.5:
         sentences.insert(rng.randrange(len(sentences)), rng.choice(SCENES))
-    if rng.random() < 0.5:           # many a title is a question, which the next words answer
+    if rng.random() < 0.5:           # half of the titles are a question and its answer
         relation, value = rng.choice(list(entity.values.items()))
         title = [rng.choice(QUESTIONS[relation]).format(which="What", e=entity.name), value + "."]
     else:
@@ -146,23 +146,23 @@ def write_document(entity, alike, rng):
 
 
 def state(name, relation, value, rng):
-    """One fact in one wording: state("timolol", "class", "beta blocker", rng) -> "timolol is a beta blocker." or so."""
+    """One fact in a random wording: ("timolol", "class", "beta blocker") -> "timolol is a beta blocker."."""
     return rng.choice(SENTENCES[relation]).format(e=name, v=value, a=with_article(value))
 
 
 def with_article(noun):
-    # RNA, ACE: what counts is how the first letter is spoken, and no value here begins with a silent or a long u-.
+    # The sound decides (an RNA, an ACE); no value here begins with a silent h or with a long u.
     return ("an " if noun[0] in "aeioAEIO" or noun.startswith("RNA") else "a ") + noun
 
 
 def capitalised(sentence):
-    """'atenolol is ...' -> 'Atenolol is ...', but mTOR and CFTR stay as they are."""
+    """'atenolol is ...' -> 'Atenolol is ...'; mTOR and CFTR stay as they are."""
     first = sentence.split(" ", 1)[0]
     return sentence[0].upper() + sentence[1:] if first == first.lower() else sentence
 
 
 def families(entities):
-    """Groups of entities that share something telling, as lists: union-find over the things that tell."""
+    """Lists of entities that share a telling sign, directly or through others (union-find)."""
     parent = {}
 
     def root(x):
@@ -180,7 +180,7 @@ def families(entities):
 
 
 def telling(entity):
-    """What a name gives away: metoprolol -> beta blocker; Borrelia burgdorferi -> Borrelia; MSH2 -> MSH; -kinase."""
+    """The signs in a name: metoprolol -> beta blocker; Borrelia burgdorferi -> Borrelia; MSH2 -> MSH; -kinase."""
     own = {"drug": entity.group, "microbe": entity.name.split()[0], "gene": entity.name[:3]}
     signs = [f"-{end}" for end in ENDINGS if any(word.endswith(end) for word in entity.name.split())]
     return signs + [own[entity.kind]] if entity.kind in own else signs
@@ -189,15 +189,15 @@ def telling(entity):
 def split(entities, rng, tries=100):
     """{"train": [entities], "dev": ..., "test": ...}: whole families, about SHARES of every kind.
 
-    Of many random splits the one is taken whose commonest right answers are rarest, since deal() can hide a value's
-    popularity only up to a quarter of a relation's questions.
+    deal() can hide how popular a value is only up to a quarter of a relation's questions. So of many random splits
+    take the one whose most popular answers are least popular.
     """
     kinds = [families([e for e in entities if e.kind == kind]) for kind in FACTS]
     return min((draw(kinds, rng) for _ in range(tries)), key=popularity)
 
 
 def draw(kinds, rng):
-    """One random split; the large families first, which are hard to place."""
+    """One random split; large families first, because they are hard to place."""
     parts = {name: [] for name in SHARES}
     for group in kinds:
         taken, total = Counter(), sum(map(len, group))
@@ -218,14 +218,14 @@ def popularity(parts):
 
 
 def ask(part, entities, times, rng):
-    """Every fact of `part` asked `times` times in words chosen at random, always with four options; shuffled."""
+    """`times` questions about every fact of `part`, randomly worded, each with four options; shuffled."""
     also, questions = also_true(), []
     for time in range(times):
         for kind, relations in RELATIONS.items():
             for relation in relations:
                 asked = [e for e in part if e.kind == kind and relation in e.values]
                 for e, wrong in deal(asked, relation, entities, also, rng):
-                    place = len(questions) % 4               # every place is right equally often
+                    place = len(questions) % 4               # the right answer is in each place equally often
                     wrong.insert(place, e.values[relation])
                     text = rng.choice(QUESTIONS[relation]).format(which="Which of these", e=e.name)
                     questions.append(Question(f"{e.name}/{relation}/{time}", "", text, wrong, place))
@@ -234,10 +234,10 @@ def ask(part, entities, times, rng):
 
 
 def deal(asked, relation, entities, also, rng):
-    """Deal three wrong answers to each asked entity; yields (entity, wrong answers).
+    """Deal three wrong answers to each entity of `asked`, as from a deck of cards; yields (entity, wrong answers).
 
-    The deck holds each right answer of `asked` three times, so a value is wrong three times for each time it is right.
-    The entities that are hardest to deal to come first; if the deck has no fair card left, any value will do.
+    The deck holds each right answer three times, so a value is wrong three times for each time that it is right. The
+    entities with the fewest possible cards come first; if no card of the deck fits, any other value is taken.
     """
     deck = Counter()
     for e in asked:
@@ -257,7 +257,7 @@ def deal(asked, relation, entities, also, rng):
 
 
 def write_corpus(folder, documents, tok, cfg):
-    """Tokenizer, shards, documents.jsonl and meta.json; returns what meta.json holds."""
+    """Write tokenizer, shards, documents.jsonl and meta.json; returns the contents of meta.json."""
     tok.save(folder)
     write_json_lines(folder / "documents.jsonl", ({"about": name, "text": text} for name, text in documents))
     meta = {"made_by": "prepare/demo.py", "vocab_size": len(tok), "eos_id": tok.eos_id, "settings": asdict(cfg)}
@@ -273,19 +273,16 @@ def write_corpus(folder, documents, tok, cfg):
 
 
 def check(cfg):
+    check_ranges(cfg, {"documents_per_entity": (1, None), "val_percent": (0.1, 99), "questions_per_fact": (1, None)})
     out = Path(cfg.out)
     if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
         made = out / "meta.json"
         if not made.is_file() or read_json(made, "what prepare/demo.py wrote").get("made_by") != "prepare/demo.py":
-            raise UserError(f"{out}: holds something that prepare/demo.py did not write; choose another --out")
-    if not 0 < cfg.val_percent < 100:
-        raise UserError(f"--val-percent is {cfg.val_percent}; it must lie between 0 and 100")
-    if min(cfg.documents_per_entity, cfg.questions_per_fact) < 1:
-        raise UserError("--documents-per-entity and --questions-per-fact must be at least 1")
+            raise UserError(f"{out}: contains files that prepare/demo.py did not write; choose another --out")
 
 
 def report(entities, parts, questions, meta, tok, cfg):
-    """Print what was written, and how the paper's tell-tale words are cut."""
+    """Print what was written, and the tokens of the paper's example words."""
     facts = sum(len(e.values) for e in entities)
     chance, commonest = guessing_accuracy(questions["train"], questions["test"])
     print(f"{cfg.out}: {len(entities)} entities, {facts} facts, vocabulary {len(tok)}")

@@ -1,13 +1,14 @@
-"""The facts behind the demo: real drugs, microbes, genes, enzymes and nutrients, a handful of textbook facts each.
+"""The facts behind the demo, as tables: real drugs, microbes, genes, enzymes and nutrients, each with a few facts.
 
-Tables and no program: FACTS and ALSO_TRUE. How a fact is worded stands in prepare/demo_words.py; prepare/demo.py turns
-both into text and questions. One row is one entity: its name, then one value per relation, in the order of RELATIONS;
-"-" leaves a fact out. The same value always has the same words.
-The table is teaching material: true as far as a textbook's one-line answer goes, nothing to treat a patient by.
+One row of FACTS is one entity: its name, then one value per relation in the order of RELATIONS; "-" leaves a fact out.
+The same value always has the same words. The facts are teaching material, as true as a textbook's one-line answer: do
+not treat a patient by them.
 
-Rules for a new row: a name shares no five letters in a row with one of its values (Legionella pneumophila has no
-"pneumonia"), since an answer that can be read off the name teaches nothing; and a value that would be right for other
-entities, too, goes into ALSO_TRUE, since nobody should be told that a right answer is wrong.
+Rules for a new row. A name shares no five letters in a row with one of its values (Legionella pneumophila has no
+"pneumonia"), because an answer that can be read off the name teaches nothing. A value that is also right for other
+entities goes into ALSO_TRUE, so that no question calls a right answer wrong.
+
+Not here: the wordings (demo_words.py), the program that writes text and questions (demo.py).
 """
 
 RELATIONS = {

@@ -1,15 +1,15 @@
-"""`prepare/pubmed.py download`: PubMed's annual baseline, fetched whole or not at all, and politely.
+"""`prepare/pubmed.py download`: PubMed's annual baseline, over a thousand files, from NCBI's public server.
 
-    python prepare/pubmed.py download --out data/baseline                 # all of it: over a thousand files
+    python prepare/pubmed.py download --out data/baseline                 # all of it
     python prepare/pubmed.py download --out data/baseline --files 3       # or a part, to try things out
 
-Teaches what it takes to fetch many gigabytes over a line that fails: go on where it broke off (Range), believe nothing
-that has no checksum, and ask a public server for one thing at a time, less often when it says that it is busy.
-A file has its name in --out only after its MD5 was right, and then stands in MD5SUMS too (`md5sum -c MD5SUMS`). The
-same command again fetches what is missing.
-You should see a bar of bytes, a line for every failure and what is done about it, and in the end how many files stand
-in --out; exit code 2 and their names if some do not.
-Not here: reading the files (prepare/documents.py). Who may use the abstracts: see prepare/pubmed.py.
+Teaches how to fetch many gigabytes over a connection that fails: continue where it broke off (Range), trust no file
+without its checksum, open one connection at a time, and wait longer each time the server says that it is busy.
+A file gets its name in --out only after its MD5 was right. MD5SUMS then lists it, so that `md5sum -c MD5SUMS` checks
+the folder. The same command again fetches what is missing.
+You should see a bar of bytes, a line for every failure, and finally how many files are in --out. If some are missing,
+they are named, and the exit code is 2.
+Not here: reading the files (plumbing/documents.py), their terms of use (prepare/__init__.py).
 """
 import hashlib
 import os
@@ -29,58 +29,52 @@ from urllib.request import Request, urlopen
 
 from tqdm import tqdm
 
-from plumbing.common import UserError, written_whole
+from plumbing.common import UserError, check_ranges, written_whole
 
 USER_AGENT = "nanoBioMedLM (prepare/pubmed.py download; one connection)"
 NAME = re.compile(r'href="(?:[^"]*/)?(pubmed(\d\d)n(\d{4,})\.xml\.gz)"')
-BLOCK, LONGEST_WAIT, CHECKSUM_TRIES = 1 << 18, 300.0, 3
+BLOCK = 1 << 18            # bytes read at a time
+PAUSE = 1.0                # seconds between files
+TIMEOUT = 60.0             # seconds without a byte after which the connection counts as lost
+WAIT = 2.0                 # seconds to wait after a failure; doubled after each further one,
+LONGEST_WAIT = 300.0       # up to this
+RETRIES = 8                # failures in a row that brought no new byte, before a file is given up
+CHECKSUM_TRIES = 3
 
 
 @dataclass(frozen=True)
 class Download:
     """Fetch PubMed's annual baseline."""
-    out: Path = Path("data/baseline")   # what stands there, verified, is not fetched again
-    url: str = "https://ftp.ncbi.nlm.nih.gov/pubmed/baseline/"    # a page that links to pubmedYYnNNNN.xml.gz
+    out: Path = Path("data/baseline")   # files that are there and verified are not fetched again
+    url: str = "https://ftp.ncbi.nlm.nih.gov/pubmed/baseline/"    # a page that links to pubmedYYnNNNNN.xml.gz
     first: int = 1                      # number of the first file
-    last: int = 0                       # and of the last; 0 is the last there is
-    files: int = 0                      # at most so many; 0 is no limit
-    pause: float = 1.0                  # seconds between files
-    wait: float = 2.0                   # seconds after a failure, doubled after each further one
-    retries: int = 8                    # failures in a row that brought nothing, before a file is given up
-    timeout: float = 60.0               # seconds without a byte that count as a lost connection
+    files: int = 0                      # how many files; 0 is all
 
 
 class Missing(Exception):
-    """A file that cannot be had now; the message says why."""
+    """A file that cannot be fetched now; the message says why."""
 
 
 def download(cfg):
-    """Fetch what is missing; returns the names that stand in --out. UserError if some of those asked for do not."""
+    """Fetch what is missing. Returns the names of the files in --out; UserError if some could not be fetched."""
+    check_ranges(cfg, {"first": (0, None), "files": (0, None)})
     if not cfg.url.startswith(("http://", "https://")):
         raise UserError(f"--url {cfg.url}: not an address that begins with https:// or http://")
     cfg = replace(cfg, url=cfg.url.rstrip("/") + "/")
-    names, missing = choose(cfg, listing(cfg)), {}
+    names = choose(cfg, listing(cfg))
     cfg.out.mkdir(parents=True, exist_ok=True)
     verified = read_sums(cfg.out)
-    wanted = [name for name in names if not (name in verified and (cfg.out / name).is_file())]
-    if len(wanted) < len(names):
-        print(f"{len(names) - len(wanted):,} of {len(names):,} files are there and verified")
-    with tqdm(unit="B", unit_scale=True, disable=None) as bar:
-        for i, name in enumerate(wanted):
-            if i:
-                time.sleep(cfg.pause)
-            bar.set_description(f"{name} ({i + 1:,} of {len(wanted):,})")
-            try:
-                fetch(cfg, name, bar)
-            except Missing as why:
-                missing[name] = why
-                tqdm.write(f"given up: {name}: {why}", file=sys.stderr)
-            bar.total = int(bar.n / (i + 1) * len(wanted))       # by the mean so far, for the time left
+    to_fetch = [name for name in names if not (name in verified and (cfg.out / name).is_file())]
+    if len(to_fetch) < len(names):
+        print(f"{len(names) - len(to_fetch):,} of {len(names):,} files are already there and verified")
+
+    missing = fetch_all(cfg, to_fetch)
+
     print(f"{cfg.out}: {len(names) - len(missing):,} of {len(names):,} files, each with the MD5 that the server states")
     if missing:
         raise UserError(f"{len(missing):,} of {len(names):,} files are missing: "
                         + ", ".join(f"{name} ({why})" for name, why in missing.items())
-                        + "; the same command again tries them")
+                        + "; run the same command again to fetch them")
     return names
 
 
@@ -89,125 +83,139 @@ def listing(cfg):
     try:
         page = get(cfg, cfg.url).decode("utf-8", "replace")
     except Missing as why:
-        raise UserError(f"{cfg.url}: {why}; look at the connection, or at --url") from why
+        raise UserError(f"{cfg.url}: {why}; check the connection, or --url") from why
     found = sorted({(name, year, int(number)) for name, year, number in NAME.findall(page)}, key=lambda item: item[1:])
     if not found:
-        raise UserError(f"{cfg.url}: links to no pubmedYYnNNNN.xml.gz; is it the folder of the baseline?")
+        raise UserError(f"{cfg.url}: links to no pubmedYYnNNNNN.xml.gz; is it the folder of the baseline?")
     return found
 
 
 def choose(cfg, found):
-    last = cfg.last or found[-1][2]
-    names = [name for name, _, number in found if cfg.first <= number <= last]
+    """The names of the files to have."""
+    names = [name for name, _, number in found if number >= cfg.first]
     names = names[:cfg.files] if cfg.files else names
     if not names:
-        raise UserError(f"--first {cfg.first} --last {cfg.last}: the baseline has {found[0][2]} to {found[-1][2]}")
+        raise UserError(f"--first {cfg.first}: the baseline's files are numbered {found[0][2]} to {found[-1][2]}")
     years = {path.name[:8] for path in cfg.out.glob("pubmed[0-9][0-9]n*.xml.gz")}
     if other := sorted(years - {name[:8] for name in names}):
-        raise UserError(f"{cfg.out}: holds files of {other[0]}, now it is {names[0][:8]}; every year's baseline has "
-                        "all articles anew, so choose another --out")
+        raise UserError(f"{cfg.out}: holds files of {other[0]}, but the server has {names[0][:8]}. Each year's "
+                        "baseline contains all articles, so choose another --out")
     return names
+
+
+# ---- One file ----
+
+
+def fetch_all(cfg, names):
+    """Fetch the files one after the other; returns {name: why} of those that could not be fetched."""
+    missing = {}
+    with tqdm(unit="B", unit_scale=True, disable=None) as bar:
+        for i, name in enumerate(names):
+            if i:
+                time.sleep(PAUSE)
+            bar.set_description(f"{name} ({i + 1:,} of {len(names):,})")
+            try:
+                fetch(cfg, name, bar)
+            except Missing as why:
+                missing[name] = why
+                tqdm.write(f"given up: {name}: {why}", file=sys.stderr)
+            bar.total = int(bar.n / (i + 1) * len(names))        # an estimate, from the mean size so far
+    return missing
 
 
 def fetch(cfg, name, bar):
     """One file into --out, under its name only if its MD5 is right."""
     url, part = urljoin(cfg.url, name), cfg.out / f"{name}.part"
     digest = stated_md5(name, get(cfg, url + ".md5"))
-    if (cfg.out / name).is_file():                # by another program, or by this one just before it was stopped
+    if (cfg.out / name).is_file():                # left by another program, or just before this one was stopped
         os.replace(cfg.out / name, part)
     for _ in range(CHECKSUM_TRIES):
-        patiently(cfg, name, lambda: transfer(cfg, url, part, bar), lambda: size_of(part))
+        patiently(name, lambda: transfer(url, part, bar), lambda: size_of(part))
         with open(part, "rb") as file:
             found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
         if found == digest:
             os.replace(part, cfg.out / name)
             return add_sum(cfg.out, name, digest)
         part.unlink()
-        tqdm.write(f"{name}: MD5 {found}, not {digest}; fetching it anew", file=sys.stderr)
+        tqdm.write(f"{name}: MD5 {found} instead of {digest}; fetching it again", file=sys.stderr)
     raise Missing(f"wrong MD5 {CHECKSUM_TRIES} times")
 
 
-def transfer(cfg, url, part, bar):
-    """Append to `part` what it lacks."""
+def transfer(url, part, bar):
+    """Append to `part` what is missing of it."""
     start = size_of(part)
     try:
-        with request(cfg, url, **({"Range": f"bytes={start}-"} if start else {})) as response:
-            # A server that does not know Range sends all of it. One that sends another part is found out by the MD5.
-            received = copy(response, part, "ab" if response.status == 206 else "wb", bar)
-            promised = response.headers.get("Content-Length")
-            if promised and received < int(promised):           # TRAP: read(n) takes an early end for the end
-                raise ConnectionError(f"the connection broke off after {received:,} of {int(promised):,} bytes")
+        response = request(url, {"Range": f"bytes={start}-"} if start else {})
     except HTTPError as error:
-        if error.code != 416:                                   # 416: there is nothing after `start`; the MD5 decides
-            raise
-
-
-def copy(response, part, mode, bar):
-    received = 0
-    with disk(part), open(part, mode) as file:
-        while block := read(response):
-            file.write(block)
-            received += len(block)
+        if error.code == 416:                                   # there is nothing after `start`; the MD5 decides
+            return
+        raise
+    # A server without Range sends the whole file with 200. One that sends another part is noticed by the MD5.
+    with disk(part):
+        file = open(part, "ab" if response.status == 206 else "wb", buffering=0)
+    with response, file:
+        received = 0
+        while block := response.read(BLOCK):
+            with disk(part):
+                received += file.write(block)
             bar.update(len(block))
-    return received
-
-
-def read(response):
-    """A block, empty at the end. What the network does wrong is a ConnectionError, to be told from a full disk."""
-    try:
-        return response.read(BLOCK)
-    except (OSError, HTTPException) as error:
-        raise ConnectionError(describe(error)) from error
+    promised = response.headers.get("Content-Length")
+    if promised and received < int(promised):                   # TRAP: read(n) returns b"" after a lost connection too
+        raise ConnectionError(f"the connection broke off after {received:,} of {int(promised):,} bytes")
 
 
 @contextmanager
 def disk(part):
+    """A full disk ends the program, unlike the network's errors, which are OSErrors as well."""
     try:
         yield
-    except ConnectionError:
-        raise
     except OSError as error:
-        raise UserError(f"{part}: cannot be written ({error.strerror}); after that the same command goes on") from error
+        raise UserError(f"{part}: cannot be written ({error.strerror}); then run the same command again") from error
 
 
-def request(cfg, url, **headers):
-    return urlopen(Request(url, headers={"User-Agent": USER_AGENT} | headers), timeout=cfg.timeout)
+def request(url, headers):
+    return urlopen(Request(url, headers={"User-Agent": USER_AGENT} | headers), timeout=TIMEOUT)
 
 
 def get(cfg, url):
     """The bytes of a small page."""
     def attempt():
-        with request(cfg, url) as response:
+        with request(url, {}) as response:
             return response.read()
-    return patiently(cfg, url.removeprefix(cfg.url) or url, attempt)
+    return patiently(url.removeprefix(cfg.url) or url, attempt)
 
 
-def patiently(cfg, name, attempt, reached=lambda: 0):
-    """attempt()'s result. After a failure that may pass, wait and try again; what brings it further than it was
-    (`reached`, in bytes) does not count against --retries. Raises Missing where waiting is no use, or was not."""
-    failures, furthest = 0, reached()
+# ---- Failures ----
+
+
+def patiently(name, attempt, progress=lambda: 0):
+    """attempt()'s result; after a failure that may be temporary, wait and try again.
+
+    Attempts that increase progress() (in bytes) do not count against RETRIES. Raises Missing when it gives up.
+    """
+    failures, furthest = 0, progress()
     while True:
         try:
             return attempt()
         except (OSError, HTTPException) as error:
-            now = reached()
+            now = progress()
             failures, furthest = (1, now) if now > furthest else (failures + 1, furthest)
-            if failures > cfg.retries or not may_pass(error):
+            if failures > RETRIES or not is_temporary(error):
                 raise Missing(describe(error)) from error
-            seconds = asked_to_wait(error)
-            seconds = min(cfg.wait * 2 ** (failures - 1), LONGEST_WAIT) if seconds is None else seconds
-            tqdm.write(f"{name}: {describe(error)}; again in {seconds:.0f} s", file=sys.stderr)
+            seconds = retry_after(error)
+            seconds = min(WAIT * 2 ** (failures - 1), LONGEST_WAIT) if seconds is None else seconds
+            tqdm.write(f"{name}: {describe(error)}; trying again in {seconds:.0f} s", file=sys.stderr)
             time.sleep(seconds)
 
 
-def may_pass(error):
-    """429 (too many requests), 408 and 5xx pass; so do lost connections, but not certificates that are not trusted."""
+def is_temporary(error):
+    """True for 408, 429 (too many requests), 5xx and lost connections; False for certificates that are not trusted."""
     if isinstance(error, HTTPError):
         return error.code in (408, 429) or error.code >= 500
     return not isinstance(getattr(error, "reason", error), ssl.SSLCertVerificationError)
 
 
-def asked_to_wait(error):
+def retry_after(error):
     """The seconds of a Retry-After header, which is a number or a date; None without one."""
     stated = error.headers.get("Retry-After") if isinstance(error, HTTPError) else None
     if not stated:
@@ -224,6 +232,9 @@ def describe(error):
     if isinstance(error, HTTPError):
         return f"the server answers {error.code} {error.reason}"
     return str(getattr(error, "reason", error)) or type(error).__name__
+
+
+# ---- Checksums and sizes ----
 
 
 def stated_md5(name, page):

@@ -1,17 +1,16 @@
-"""`python prepare/qa.py TASK hub data/qa`: the questions of a benchmark from their public home, split as published.
+"""`python prepare/qa.py TASK hub data/qa`: a benchmark from the Hugging Face hub, in its published splits.
 
-What is published about each release's splits, and what we chose where nothing is:
+Sizes of train / dev / test, and our choice where the release has no such split:
 
     medqa, medqa5    10,178 / 1,272 / 1,273 questions of the US licensing examination, with 4 and 5 options
-    medmcqa          182,822 to train on; the paper's score is that of the 4,183 for validation, since the answers of
-                     the test are withheld. So these are our test, and every 44th question to train on is our dev
-    pubmedqa         fold 0 of the authors' ten: 450 / 50 / 500
-    mmlu             the test of six medical subjects, each and all; nothing to train on
-    bioasq           not here: it wants a registration (participants-area.bioasq.org)
+    medmcqa          178,667 / 4,155 / 4,183. The test's answers are withheld, so the paper scores the validation set.
+                     It is our test set, and every 44th training question is in our dev set
+    pubmedqa         450 / 50 / 500: fold 0 of the authors' ten
+    mmlu             only test sets: six medical subjects, one file each and one with all
+    bioasq           not on the hub: it needs a registration (participants-area.bioasq.org)
 
-Not here: what a record means (qa.py). We pass none of them on: mind each one's licence.
+Not here: what a record means (prepare/qa.py), the licences (prepare/__init__.py).
 """
-import json
 import tarfile
 import zipfile
 from pathlib import Path
@@ -22,7 +21,7 @@ from plumbing.common import UserError, write_json_lines
 SUBJECTS = ("anatomy", "clinical_knowledge", "college_biology", "college_medicine", "medical_genetics",
             "professional_medicine")
 US = "data_clean/questions/US"
-# task -> (name on the Hugging Face hub, {what it becomes: (file there, member of that archive)})
+# task -> (repository on the hub, {split: (file in it, member of that archive)})
 HOMES = {
     "medqa": ("bigbio/med_qa", {split: ("data_clean.zip", f"{US}/4_options/phrases_no_exclude_{split}.jsonl")
                                 for split in ("train", "dev", "test")}),
@@ -35,24 +34,26 @@ HOMES = {
                                       "test": ("pqal.zip", "pqal_test_set.json")}),
     "mmlu": ("cais/mmlu", {f"{subject}_test": ("data.tar", f"data/test/{subject}_test.csv") for subject in SUBJECTS}),
 }
-EVERY = 44
+EVERY = 44          # one training question of MedMCQA in so many is for dev
 
 
 def fetch(task, out, convert):
-    """Download a benchmark and write OUT/TASK_SPLIT.jsonl for every split; convert(source, out) makes one of a file.
+    """Download a benchmark and write OUT/TASK_SPLIT.jsonl for every split.
 
-    Returns {split: questions}. Raises UserError for what cannot be had.
+    convert(source, out) turns one file into questions. Returns {split: questions}. UserError if the download fails.
     """
     if task not in HOMES:
-        raise UserError(f"{task} has no public home on the hub; download it from participants-area.bioasq.org after "
-                        "registration, and give the file as IN")
+        raise UserError(f"{task} is not on the hub; register at participants-area.bioasq.org, download it there, and "
+                        "give the file as IN")
     name, files = HOMES[task]
     made = {}
     with TemporaryDirectory() as folder:
         for split, (file, member) in files.items():
-            source = extracted(downloaded(name, file), member, Path(folder), split)
-            for part, path in held_out(source, split) if task == "medmcqa" else [(split, source)]:
-                made[part] = convert(path, out / f"{task}_{part}.jsonl")
+            path = downloaded(name, file)
+            rows = path.suffix == ".parquet"
+            parts = from_parquet(path, split, Path(folder)) if rows else {split: extracted(path, member, Path(folder))}
+            for part, source in parts.items():
+                made[part] = convert(source, out / f"{task}_{part}.jsonl")
     if task == "mmlu":
         made["test"] = [q for questions in made.values() for q in questions]
         write_json_lines(out / "mmlu_test.jsonl", [vars(q) for q in made["test"]])
@@ -66,15 +67,11 @@ def downloaded(name, file):
         return Path(hf_hub_download(name, file, repo_type="dataset"))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{name}: the Hugging Face hub did not give {file} ({reason})") from error
+        raise UserError(f"{name}: cannot download {file} from the Hugging Face hub ({reason})") from error
 
 
-def extracted(path, member, folder, split):
-    """The member of an archive, or a .parquet's rows as JSON lines, as a file of its own in `folder`."""
-    if path.suffix == ".parquet":
-        target = folder / f"{split}.jsonl"
-        write_json_lines(target, rows_of(path))
-        return target
+def extracted(path, member, folder):
+    """A member of an archive as a file in `folder`."""
     target = folder / Path(member).name
     try:
         if path.suffix == ".zip":
@@ -84,25 +81,21 @@ def extracted(path, member, folder, split):
             with tarfile.open(path) as archive:
                 target.write_bytes(archive.extractfile(member).read())
     except (KeyError, zipfile.BadZipFile, tarfile.TarError) as error:
-        raise UserError(f"{path}: no {member} in it ({error}); the release has changed, give the file as IN") from error
+        raise UserError(f"{path}: cannot read {member} ({error}); give the release's file as IN") from error
     return target
 
 
-def rows_of(path):
+def from_parquet(path, split, folder):
+    """{split: file of JSON lines in `folder`}; the rows for training also give the dev split."""
     import pyarrow
     import pyarrow.parquet
     try:
-        return pyarrow.parquet.read_table(path).to_pylist()
+        rows = pyarrow.parquet.read_table(path).to_pylist()
     except pyarrow.ArrowInvalid as error:
-        raise UserError(f"{path}: no parquet file ({error}); delete it and fetch it again") from error
-
-
-def held_out(source, split):
-    """MedMCQA's training questions as (train, dev): see above."""
-    if split != "train":
-        return [(split, source)]
-    lines = source.read_text(encoding="utf-8").split("\n")[:-1]
-    parts = {"train": [line for i, line in enumerate(lines) if i % EVERY != EVERY - 1], "dev": lines[EVERY - 1::EVERY]}
+        raise UserError(f"{path}: not a parquet file ({error}); delete it and run the command again") from error
+    parts = {split: rows}
+    if split == "train":
+        parts = {"train": [row for i, row in enumerate(rows) if i % EVERY != EVERY - 1], "dev": rows[EVERY - 1::EVERY]}
     for part, chosen in parts.items():
-        write_json_lines(source.with_name(f"medmcqa_{part}.jsonl"), map(json.loads, chosen))
-    return [(part, source.with_name(f"medmcqa_{part}.jsonl")) for part in parts]
+        write_json_lines(folder / f"{part}.jsonl", chosen)
+    return {part: folder / f"{part}.jsonl" for part in parts}

@@ -1,20 +1,17 @@
 """Text to token shards: read PubMed, PMC or The Pile, encode, and write what train.py reads.
 
     python prepare/pubmed.py --inputs abstracts.jsonl.gz baseline/ --tokenizer data/tokenizer --out data/pubmed
+    python prepare/pubmed.py download --out baseline       # first fetch the abstracts: prepare/download.py
 
-Teaches how a corpus becomes one long array of uint16: a document's tokens, <|endoftext|> AFTER them, the next document.
-With the tokenizer of another family (Llama's, for `train.py biomedgpt`) <s> before them and </s> after.
-You should see a progress bar over the inputs' bytes, then documents, tokens and bytes of each split, and in --out:
+Teaches how a corpus becomes one long array of uint16: the tokens of a document, then <|endoftext|>, then the next
+document. With a tokenizer of another family (Llama's, for `train.py biomedgpt`), <s> before them and </s> after.
+The inputs are files or folders of .jsonl, .txt, .xml or .nxml, plain, .gz or .zst. --exclude names files of test sets,
+whose documents are left out.
+You should see a progress bar, then the documents, tokens and bytes of each split. --out contains
 train_000000.bin ... val_000000.bin ... (llm.c's format, see data.py), the tokenizer's files and meta.json.
-The inputs are files or folders of .jsonl, .txt, .xml or .nxml, each plain, .gz or .zst: see prepare/documents.py.
 
-Where from: PubMed's abstracts, ftp.ncbi.nlm.nih.gov/pubmed/baseline (.xml.gz; free, though an abstract may be under its
-publisher's copyright): `prepare/pubmed.py download` fetches them, see prepare/download.py. PMC's open-access articles,
-the bucket pmc-oa-opendata on AWS: pmc.ncbi.nlm.nih.gov/tools/pmcaws (.xml; each under a licence of its own). The Pile's
-PubMed Abstracts and PubMed Central, pile.eleuther.ai (.jsonl.zst): what BioMedLM read, the same two sources until 2020
-and under the same terms.
-
-Not here: reading each format (prepare/documents.py), training the tokenizer (tokenizer.py), shuffling (data.py).
+Not here: sources and licences (prepare/__init__.py), reading each format (plumbing/documents.py), training the
+tokenizer (tokenizer.py), what --exclude looks for (prepare/exclude.py), shuffling (data.py).
 """
 import gc
 import os
@@ -27,58 +24,65 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
 from zlib import crc32
 
 import numpy as np
 import tiktoken
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))   # run as a script, Python looks in prepare/ alone
-from baselines import load_tokenizer  # noqa: E402
-from plumbing.common import UserError, parse_args, speaking_to_the_user, write_json, written_whole  # noqa: E402
-from plumbing.documents import EMPTY, Bad, Record, documents, is_readable, parse, records  # noqa: E402, F401
-from plumbing.shards import write_shard  # noqa: E402
-from prepare.download import Download, download  # noqa: E402
-from tokenizer import Tokenizer  # noqa: E402
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the repository's modules, before those of prepare/
+# ruff: noqa: E402
+
+from baselines import load_tokenizer
+from plumbing.common import UserError, check_ranges, parse_args, speaking_to_the_user, write_json, written_whole
+from plumbing.documents import EMPTY, Bad, Record, is_readable, parse, pmid, records
+from plumbing.shards import write_shard
+from prepare.download import Download, download
+from prepare.exclude import Excluded, read_excluded
+from tokenizer import Tokenizer
 
 CHUNK = 1 << 20      # bytes of raw records that a process encodes at a time
-SHOWN = 10           # of the bad records are printed; all are counted
+SHOWN = 10           # bad records that are named; all are counted
 
 
 @dataclass(frozen=True)
 class Prepare:
+    """Turn text into token shards. `pubmed.py download --help`: fetch PubMed's abstracts."""
     inputs: tuple[Path, ...]            # files or folders, in the order in which they enter the corpus
     tokenizer: Path                     # the folder that tokenizer.py wrote
     out: Path                           # a folder that appears whole or not at all
-    val_fraction: float = 0.005         # of the documents, chosen by their hash: duplicates land on the same side
-    shard_tokens: int = 100_000_000     # a shard; a document may go on in the next one
-    processes: int = 0                  # that encode; 0 is one a core. The shards do not depend on it
+    exclude: tuple[Path, ...] = ()      # files that name or quote documents to leave out, such as test sets
+    val_fraction: float = 0.005         # of the documents, chosen by their hash: duplicates are on the same side
+    shard_tokens: int = 100_000_000     # tokens per shard; a document may continue in the next shard
+    processes: int = 0                  # that encode; 0 is one per core. The shards do not depend on it
     overwrite: bool = False             # replace the shards in --out, if there are any
 
 
 class Encoder:
-    r"""Text to ids, equal to tok.encode (and to tiktoken), at nearly twice tiktoken's speed.
+    r"""Text to ids, equal to those of tok.encode, at nearly twice tiktoken's speed.
 
-    GPT-2's pattern says \s+(?!\S): of several blanks before a word the last one belongs to the word. This look-ahead
-    keeps tiktoken from matching with an automaton, and lets it panic on a megabyte of blanks. So cut the text before
-    each such last blank, where a piece ends anyhow; within the parts a plain \s+ does the same. Words come
-    first, since most pieces are words; what begins with an apostrophe is none, so the pieces stay the same.
+    In GPT-2's pattern \s+(?!\S) means: of several blanks before a word, the last belongs to the word. This look-ahead
+    forces tiktoken's slow regex engine, which panics on a megabyte of blanks. So cut the text before each such last
+    blank, where a piece ends anyway. Within the parts a plain \s+ gives the same pieces. The pattern has words first,
+    because most pieces are words; no word begins with an apostrophe, so the order does not change the pieces.
     """
     PATTERN = r" ?\p{L}+| ?\p{N}+|'(?:[sdmt]|ll|ve|re)| ?[^\s\p{L}\p{N}]+|\s+"
     BLANKS = [*range(9, 14), 32, 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x2028, 0x2029, 0x202F, 0x205F, 0x3000]
 
     def __init__(self, tok):
-        exact = tok.to_tiktoken()    # TRAP: with no special token at all, tiktoken seeks the empty one at each byte
+        exact = tok.to_tiktoken()    # TRAP: without a special token, tiktoken looks for an empty one at each byte
         self.fast = tiktoken.Encoding("no look-ahead", pat_str=self.PATTERN, mergeable_ranks=exact._mergeable_ranks,
                                       special_tokens=exact._special_tokens)
         self.is_blank = np.isin(np.arange(0x110000), self.BLANKS)
 
     def __call__(self, text):
-        """A list of arrays that follow each other."""
+        """The ids as a list of consecutive arrays."""
         return [self.fast.encode_to_numpy(text[a:b], disallowed_special=()) for a, b in pairwise(self.cuts(text))]
 
     def cuts(self, text):
-        if text.isprintable() and "  " not in text:      # the usual abstract: of all blanks, only the space "prints"
+        if text.isprintable() and "  " not in text:      # the usual abstract; the only printable blank is the space
             return [0, len(text)]
         blank = self.is_blank[np.frombuffer(text.encode("utf-32-le"), "<u4")]    # three times as fast as a regex
         return [0, *(np.flatnonzero(blank[:-2] & blank[1:-1] & ~blank[2:]) + 1).tolist(), len(text)]
@@ -86,44 +90,62 @@ class Encoder:
 
 @cache
 def load_encoder(folder):
-    """Once a process. Also the arrays that begin and end each document."""
+    """(encoder, ids before a document, ids after it); loaded once per process."""
     tok = load_tokenizer(Path(folder))
     encoder = Encoder(tok) if isinstance(tok, Tokenizer) else lambda text: [tok.encode(text)]
-    gc.freeze()                          # a vocabulary is many objects: no collection need look at them again
+    gc.freeze()                          # a vocabulary is many objects; the garbage collector need not visit them
     return encoder, np.array(tok.front, np.uint32), np.array([tok.eos_id], np.uint32)
 
 
 @dataclass
 class Totals:
-    """What a split holds, as in meta.json."""
+    """The size of a split, as in meta.json."""
     documents: int = 0
-    tokens: int = 0                     # with one <|endoftext|> a document
-    bytes: int = 0                      # UTF-8, of the texts alone: for bits per byte
+    tokens: int = 0                     # with one <|endoftext|> per document
+    bytes: int = 0                      # of the texts in UTF-8, for bits per byte
 
     def add(self, other):
         for name, value in vars(other).items():
             setattr(self, name, getattr(self, name) + value)
 
 
-def encode_chunk(chunk, folder, val_fraction):
-    """Raw records in; out: split -> (uint16 tokens, Totals), a count of each kind of empty document, the bad ones."""
+@cache
+def load_excluded(folder):
+    """Loaded once per process; None without --exclude."""
+    return Excluded(Path(folder)) if folder else None
+
+
+class Left(NamedTuple):
+    """The documents of a chunk that are not in the corpus."""
+    empty: Counter                      # kind of empty document -> how many
+    bad: list[Bad]
+    excluded: Counter                   # number of the --exclude file -> how many documents it names
+
+
+def encode_chunk(chunk, folder, val_fraction, excluded_folder):
+    """Raw records to ({split: (uint16 tokens, Totals)}, Left)."""
     encoder, front, eos = load_encoder(folder)
+    excluded = load_excluded(excluded_folder)
     ids = {"train": [eos[:0]], "val": [eos[:0]]}
-    totals, empty, bad = {"train": Totals(), "val": Totals()}, Counter(), []
-    for record in chunk:
-        text = parse(record)
+    totals, left = {"train": Totals(), "val": Totals()}, Left(Counter(), [], Counter())
+    texts = [parse(record) for record in chunk]
+    readable = ["" if isinstance(text, Bad) else text for text in texts]
+    named = excluded.find(map(pmid, chunk), readable) if excluded else {}
+    for i, (record, text) in enumerate(zip(chunk, texts, strict=True)):
         if isinstance(text, Bad):
-            bad.append(text)
+            left.bad.append(text)
         elif not text or text.isspace():
-            empty[EMPTY[record.kind]] += 1
+            left.empty[EMPTY[record.kind]] += 1
+        elif i in named:
+            left.excluded[named[i]] += 1
         else:
             pieces = encoder(text)
             utf8 = text.encode()
             split = "val" if in_validation(utf8, val_fraction) else "train"
             ids[split] += [front, *pieces, eos]
             totals[split].add(Totals(1, sum(map(len, pieces)) + len(front) + 1, len(utf8)))
-    # below 65,536 tokens, which main has checked, no id is changed by the cast
-    return {s: (np.concatenate(ids[s], dtype=np.uint16, casting="unsafe"), totals[s]) for s in ids}, empty, bad
+    # check() has made sure that the vocabulary fits uint16
+    return {s: (np.concatenate(ids[s], dtype=np.uint16, casting="unsafe"), totals[s]) for s in ids}, left
 
 
 def in_validation(utf8, fraction):
@@ -131,7 +153,7 @@ def in_validation(utf8, fraction):
 
 
 def chunks(paths):
-    """(records, bytes of all files up to there): each a task for one process."""
+    """Yield (records, bytes read so far): each a task for one process."""
     chunk, size, before = [], 0, 0
     for path in paths:
         for record in records(path):
@@ -144,9 +166,9 @@ def chunks(paths):
     yield chunk, before
 
 
-def encoded(paths, cfg):
-    """(encode_chunk's result, bytes read so far), in the order of the files whatever the number of processes."""
-    settings = str(cfg.tokenizer), cfg.val_fraction
+def encoded(paths, cfg, excluded_folder):
+    """Yield (encode_chunk's result, bytes read so far) in the order of the files, for any number of processes."""
+    settings = str(cfg.tokenizer), cfg.val_fraction, excluded_folder
     processes = cfg.processes or os.cpu_count()
     if processes == 1:
         yield from ((encode_chunk(chunk, *settings), done) for chunk, done in chunks(paths))
@@ -155,14 +177,14 @@ def encoded(paths, cfg):
         waiting = deque()
         for chunk, done in chunks(paths):
             waiting.append((pool.submit(encode_chunk, chunk, *settings), done))
-            if len(waiting) > 4 * processes:     # enough to keep all busy, few enough to bound the memory
+            if len(waiting) > 4 * processes:     # enough to keep all busy; the limit bounds the memory
                 future, done = waiting.popleft()
                 yield future.result(), done
         yield from ((future.result(), done) for future, done in waiting)
 
 
 class Shards:
-    """Writes one split, holding at most one shard in memory."""
+    """Writes one split, with at most one shard in memory."""
 
     def __init__(self, folder, split, size):
         self.folder, self.split, self.totals = folder, split, Totals()
@@ -184,32 +206,39 @@ class Shards:
 
 
 class Skipped:
-    """Counts what did not become part of the corpus, and names the first few bad ones."""
+    """Counts the documents that are not in the corpus, and names the first unreadable ones."""
 
     def __init__(self, others):
         self.counts, self.bad, self.weight = Counter({"other file in a folder": others} if others else {}), 0, 0
+        self.excluded = Counter()
 
-    def add(self, empty, bad):
-        self.counts += empty
-        for item in bad:
+    def add(self, left):
+        self.counts += left.empty
+        self.excluded += left.excluded
+        for item in left.bad:
             if self.bad < SHOWN:
                 tqdm.write(f"skipped {item.where}: {item.reason}", file=sys.stderr)
             self.counts[item.reason.split(" (")[0]] += 1
             self.bad, self.weight = self.bad + 1, self.weight + item.weight
 
     def check(self, read):
-        """Stop if more than 1 % is bad: each unreadable line, article and file counted as one document, but a file that
-        breaks off as many as it gave before, since as much again may be missing."""
-        reasons = ", ".join(f"{n:,} x {reason}" for reason, n in self.counts.most_common())
+        """Stop if more than 1 % cannot be read.
+
+        An unreadable line, article or file counts as one document. A file that breaks off counts as many documents as
+        it gave before: as much again may be missing.
+        """
+        dropped = self.excluded.total()
+        reasons = ", ".join(f"{n:,} x {reason}" for reason, n in
+                            [*self.counts.most_common(), ("excluded document", dropped)] if n)
         if not read + self.weight:
-            raise UserError(f"--inputs hold no document ({reasons or 'no file'}); nothing was written")
-        if (share := self.weight / (read + self.weight)) > 0.01:
+            raise UserError(f"--inputs contain no document ({reasons or 'no file'}); nothing was written")
+        if (share := self.weight / (read + dropped + self.weight)) > 0.01:
             raise UserError(f"{share:.1%} of the input cannot be read, more than 1 % ({reasons}); the first are named "
-                            "above. Mend or leave out those files; nothing was written")
+                            "above. Repair or leave out those files; nothing was written")
 
 
 def files_in(inputs):
-    """The files to read, in order, and how many of another kind lie in the folders."""
+    """(the files to read, in order; how many files of other kinds the folders contain)."""
     files, others = [], 0
     for path in inputs:
         if not path.exists():
@@ -223,44 +252,58 @@ def files_in(inputs):
 
 def check(cfg, tok):
     if len(tok) > 1 << 16:
-        raise UserError(f"{cfg.tokenizer}: {len(tok):,} tokens; a shard's uint16 holds 65,536; train a smaller one")
-    if not 0 <= cfg.val_fraction <= 1:
-        raise UserError(f"--val-fraction {cfg.val_fraction}: a fraction of the documents lies between 0 and 1")
-    if cfg.shard_tokens < 1 or cfg.processes < 0:
-        raise UserError("--shard-tokens begins at 1 and --processes at 0 (one a core)")
+        raise UserError(f"{cfg.tokenizer}: {len(tok):,} tokens, but the shards' uint16 has room for 65,536; use a "
+                        "smaller vocabulary")
+    check_ranges(cfg, {"val_fraction": (0, 1), "shard_tokens": (1, None), "processes": (0, None)})
     out = Path(cfg.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         if not cfg.overwrite:
-            raise UserError(f"{out}: exists and is not empty; choose another --out, or --overwrite the shards in it")
+            raise UserError(f"{out}: exists and is not empty; choose another --out, or --overwrite its shards")
         if not (out / "meta.json").is_file():
-            raise UserError(f"{out}: no meta.json in it, so it holds no shards to --overwrite; choose another --out")
+            raise UserError(f"{out}: contains no meta.json, so it has no shards to --overwrite; choose another --out")
 
 
 def main(cfg):
     start = time.time()
-    load_encoder.cache_clear()           # the folder may hold another tokenizer than at the last call
+    load_encoder.cache_clear()           # the folder may have changed since the last call
     tok = load_tokenizer(Path(cfg.tokenizer))
     check(cfg, tok)
     paths, others = files_in(cfg.inputs)
+    skipped = Skipped(others)
     with written_whole(Path(cfg.out).resolve()) as folder:
         folder.mkdir()
-        shards = {split: Shards(folder, split, cfg.shard_tokens) for split in ("train", "val")}
-        skipped = Skipped(others)
-        with tqdm(total=sum(p.stat().st_size for p in paths), unit="B", unit_scale=True, desc="read") as bar:
-            for (splits, empty, bad), done in encoded(paths, cfg):
-                for split, (ids, totals) in splits.items():
-                    shards[split].add(ids, totals)
-                skipped.add(empty, bad)
-                bar.update(done - bar.n)
-        skipped.check(sum(s.totals.documents for s in shards.values()))
-        for s in shards.values():
-            s.flush()
+        totals = write_shards(cfg, paths, folder, skipped)
         tok.save(folder)
-        meta = {"vocab_size": len(tok), "eos_id": tok.eos_id, **{name: vars(s.totals) for name, s in shards.items()},
-                "skipped": dict(skipped.counts), "val_fraction": cfg.val_fraction, "inputs": [str(p) for p in paths]}
+        meta = {"vocab_size": len(tok), "eos_id": tok.eos_id, **{split: vars(totals[split]) for split in totals},
+                "skipped": dict(skipped.counts), "excluded": excluded_files(cfg, skipped.excluded),
+                "val_fraction": cfg.val_fraction, "inputs": [str(path) for path in paths]}
         write_json(folder / "meta.json", meta)
     report(cfg, meta, time.time() - start)
     return meta
+
+
+def write_shards(cfg, paths, folder, skipped):
+    """Encode the files into shards in `folder`. Returns {split: Totals}; what is left out is counted in `skipped`."""
+    shards = {split: Shards(folder, split, cfg.shard_tokens) for split in ("train", "val")}
+    size = sum(path.stat().st_size for path in paths)
+    with TemporaryDirectory(dir=folder) as arrays, tqdm(total=size, unit="B", unit_scale=True, desc="read") as bar:
+        if cfg.exclude:
+            Excluded.save(Path(arrays), [read_excluded(path) for path in cfg.exclude])
+        for (splits, left), done in encoded(paths, cfg, arrays if cfg.exclude else None):
+            for split, (ids, totals) in splits.items():
+                shards[split].add(ids, totals)
+            skipped.add(left)
+            bar.update(done - bar.n)
+    skipped.check(sum(shard.totals.documents for shard in shards.values()))
+    for shard in shards.values():
+        shard.flush()
+    return {split: shard.totals for split, shard in shards.items()}
+
+
+def excluded_files(cfg, dropped):
+    """For meta.json. The CRC-32 of a test set's bytes tells finetune_qa.py that the model has not read it."""
+    return [{"file": str(path), "crc32": crc32(path.read_bytes()), "dropped": dropped[i]}
+            for i, path in enumerate(cfg.exclude)]
 
 
 def report(cfg, meta, seconds):
@@ -270,10 +313,12 @@ def report(cfg, meta, seconds):
               f"{n['bytes'] / max(1, n['tokens']):.3f} bytes/token")
     for reason, count in meta["skipped"].items():
         print(f"skipped {count:,} x {reason}")
+    for part in meta["excluded"]:
+        print(f"excluded {part['dropped']:,} documents of {part['file']}")
     text = meta["train"]["bytes"] + meta["val"]["bytes"]
     print(f"{cfg.out}: {text / 1e6:,.1f} MB of text in {seconds:.1f} s ({text / 1e6 / seconds:.1f} MB/s)")
     if cfg.val_fraction and not meta["val"]["documents"]:
-        print(f"note: no document fell to validation; with so few, raise --val-fraction ({cfg.val_fraction})")
+        print(f"note: no document is in the validation split; raise --val-fraction ({cfg.val_fraction})")
 
 
 if __name__ == "__main__":

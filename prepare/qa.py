@@ -1,21 +1,16 @@
-"""Questions of every release to one format, the one that finetune_qa.py reads.
+"""Multiple-choice questions of every benchmark to one format, the one that finetune_qa.py reads.
 
-    python prepare/qa.py medqa hub data/qa           # from its public home: data/qa/medqa_{train,dev,test}.jsonl
-    python prepare/qa.py medqa phrases_no_exclude_train.jsonl data/qa/medqa_train.jsonl        # or from a file
+    python prepare/qa.py medqa hub data/qa               # download: data/qa/medqa_{train,dev,test}.jsonl
+    python prepare/qa.py medqa phrases_no_exclude_train.jsonl data/qa/medqa_train.jsonl      # or convert a file
     python prepare/qa.py pubmedqa ori_pqal.json data/qa/pubmedqa_test.jsonl --keep-ids test_ground_truth.json
+    python prepare/qa.py sections abstracts.jsonl.gz data/qa     # make a task from abstracts: prepare/sections.py
 
-Each line of OUT is {"id", "context", "question", "options": [...], "answer": index}. You should see how many questions
-there are, how often each answer is the right one and how long they are. IN may also be in this format already.
+Each line of OUT is {"id", "context", "question", "options": [...], "answer": index}. You should see the number of
+questions, how often each answer is right, and the lengths of the texts. IN may also be in this format already.
 
-Teaches what five releases of the same kind of data disagree on; each trap is named where it is handled.
-
-Where from (hub_qa.py fetches all but BioASQ): MedQA, github.com/jind11/MedQA (data_clean/questions/US/4_options);
-MedMCQA, medmcqa.github.io; PubMedQA, github.com/pubmedqa/pubmedqa (data/ori_pqal.json); BioASQ task b,
-participants-area.bioasq.org (after registration); MMLU, people.eecs.berkeley.edu/~hendrycks/data.tar. Mind each one's
-licence: we pass none of them on.
-
-Not here: how questions become tokens (finetune_qa.py). A record that cannot be read is named, the rest goes on; more
-than 1 % of them stops, and OUT is written whole or not at all.
+Teaches where five releases of the same kind of data differ; each trap is marked where it is handled. A record that
+cannot be read is named and skipped. If more than 1 % are, the script stops. OUT is written whole or not at all.
+Not here: downloads (prepare/hub_qa.py), sources and licences (prepare/__init__.py), tokens (finetune_qa.py).
 """
 import csv
 import gzip
@@ -32,31 +27,36 @@ from typing import Annotated, Literal
 import numpy as np
 import tyro
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))   # run as a script, Python looks in prepare/ alone
-from plumbing.common import UserError, parse_args, read_json, speaking_to_the_user  # noqa: E402
-from prepare.hub_qa import fetch  # noqa: E402
-from questions.format import Question, write_questions  # noqa: E402
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the repository's modules, before those of prepare/
+# ruff: noqa: E402
 
-SHOWN = 10           # of the bad records are printed; all are counted
+from plumbing.common import UserError, parse_args, read_json, speaking_to_the_user
+from prepare.hub_qa import fetch
+from prepare.sections import Sections, make_sections
+from questions.format import Question, write_questions
+
+SHOWN = 10           # bad records that are named; all are counted
 YES_NO = ["yes", "no"]
 YES_NO_MAYBE = ["yes", "no", "maybe"]
 
 
 @dataclass(frozen=True)
 class Questions:
-    # whose shape
+    """Convert a benchmark's questions. `qa.py sections --help`: make a task from abstracts."""
+    # the benchmark that IN is of
     task: Annotated[Literal["medqa", "medqa5", "medmcqa", "pubmedqa", "bioasq", "mmlu"], tyro.conf.Positional]
-    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IN")]  # .json[.gz], .jsonl, .csv; "hub": fetch
-    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]   # JSON lines in our format; hub: a folder
-    keep_ids: Path | None = None     # only the questions whose ids this JSON (a list, or an object's keys) names
-    drop_ids: Path | None = None     # all but these
+    # .json, .jsonl or .csv, plain or .gz; "hub": download it
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IN")]
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]   # a file for the questions; hub: a folder
+    keep_ids: Path | None = None     # JSON, a list of ids or an object with them as keys: keep only these questions
+    drop_ids: Path | None = None     # the same, but leave these questions out
 
 
 class Malformed(Exception):
-    """A record that is not what its release promises; the message is for the person who owns the file."""
+    """A record that does not have the shape of its release; the message says why."""
 
 
-# ---- What each release calls things: a record of it to a Question, with the id that it has or "" ----
+# ---- A record of each release to a Question; its id is "" where the release has none ----
 
 def from_medqa(record):
     """USMLE: {"question", "options": {"A": text, ...}, "answer": text, "answer_idx": "C"}, 4 or 5 options."""
@@ -65,36 +65,41 @@ def from_medqa(record):
         options = {option["key"]: option["value"] for option in options}
     letters, gold = sorted(options), record["answer_idx"]
     if gold not in options:
-        raise Malformed(f"answer_idx {gold!r} is none of {', '.join(letters)}")
+        raise Malformed(f"answer_idx {gold!r} is not one of {', '.join(letters)}")
     if str(record.get("answer", options[gold])).strip() != str(options[gold]).strip():
         raise Malformed(f"answer and answer_idx disagree: {record['answer']!r} is not option {gold}")
     question = record["question"].strip()
-    if question.endswith('"') and question.count('"') % 2:       # TRAP: some end in a quote that nothing opened
+    if question.endswith('"') and question.count('"') % 2:       # TRAP: some end in an unmatched quote
         question = question[:-1].rstrip()
     return Question(record.get("id", ""), "", question, [options[letter] for letter in letters], letters.index(gold))
 
 
 def from_medmcqa(record, first):
-    """{"question", "opa", "opb", "opc", "opd", "cop"}. "exp", the explanation, gives the answer away: never read."""
+    """{"question", "opa", "opb", "opc", "opd", "cop"}. "exp" explains the answer, so it is not read."""
     gold = record.get("cop")
     if not isinstance(gold, int) or not first <= gold < first + 4:
-        raise Malformed(f"cop {gold!r} names no option (the test set's answers are withheld)")
+        raise Malformed(f"cop {gold!r} is not the number of an option (the test set's answers are withheld)")
     return Question(record.get("id", ""), "", record["question"], [record["op" + c] for c in "abcd"], gold - first)
 
 
 def first_option_of_medmcqa(records):
-    """TRAP: the authors' files count cop from 1; the copy on the Hugging Face hub, whose cop is a class label, from 0
-    (and -1 is a withheld answer). Only what the file holds tells them apart: a 4 or a 0."""
+    """0 or 1: the number of the first option.
+
+    TRAP: the authors' files count cop from 1. The copy on the Hugging Face hub counts from 0, with -1 for a withheld
+    answer. Only a 4 or a 0 in the file tells which.
+    """
     seen = Counter(record["cop"] for record in records if isinstance(record, dict) and type(record.get("cop")) is int)
     first = 0 if seen[0] + seen[-1] > seen[4] else 1
-    certain = "" if seen[0] + seen[-1] + seen[4] else " as in the authors' files, though neither a 0 nor a 4 says so"
+    certain = "" if seen[0] + seen[-1] + seen[4] else " (assumed, as in the authors' files: no record has 0 or 4)"
     print(f"medmcqa: cop counts the options from {first}{certain}")
     return first
 
 
 def from_pubmedqa(record):
-    """The release's object a PMID, the hub's rows, or the folds' lines. TRAP: LONG_ANSWER is the conclusion of the
-    abstract that the question asks for. It is never an input, in none of its spellings."""
+    """A value of the release's {PMID: {...}}, a row of the hub's copy, or a line of a fold.
+
+    TRAP: LONG_ANSWER is the abstract's conclusion, which answers the question. It is never part of the input.
+    """
     low = {key.lower(): value for key, value in record.items()}
     contexts = low["contexts"] if "contexts" in low else low["context"]["contexts"]
     gold = low.get("final_decision", low.get("label"))
@@ -102,7 +107,7 @@ def from_pubmedqa(record):
                   YES_NO_MAYBE)
 
 
-# Only tags by name: what else stands behind a < is a number, as in "p<0.05".
+# Tags are recognised by name, since text has "p<0.05".
 TAG = re.compile(r"</?(a|abstracttext|b|br|div|em|font|i|p|small|span|strong|sub|sup|u)(\s[^<>]*=[^<>]*)?\s*/?>", re.I)
 
 
@@ -123,7 +128,7 @@ def from_bioasq(record):
 
 
 def yes_no(id_, context, question, gold, options):
-    """TRAP: gold stands as "yes", as "Yes", as ["yes"] once."""
+    """TRAP: the answer is spelled "yes" or "Yes"; once it is a list."""
     gold = str(gold).strip().lower()
     if gold not in options:
         raise Malformed(f"the answer is {gold!r}, not one of {', '.join(options)}")
@@ -131,8 +136,8 @@ def yes_no(id_, context, question, gold, options):
 
 
 def from_mmlu(record):
-    """A row: question, four options, the letter. TRAP: no header, and newlines within fields: it takes a CSV reader."""
-    if isinstance(record, dict):                     # the hub's rows
+    """A CSV row without header: question, four options, letter. TRAP: fields contain newlines, so use a CSV reader."""
+    if isinstance(record, dict):                     # a row of the hub's copy
         return Question("", "", record["question"], record["choices"], record["answer"])
     if len(record) != 6:
         raise Malformed(f"{len(record)} columns instead of 6 (question, A, B, C, D, answer)")
@@ -142,12 +147,12 @@ def from_mmlu(record):
     return Question("", "", record[0], options, "ABCD".index(gold.strip()))
 
 
-# ---- The way from file to file, the same for all ----
+# ---- From file to file, the same for all releases ----
 
 def read_records(path):
-    """[(where, record), ...]; one that is no JSON comes as Malformed, to be reported with the others."""
+    """[(where, record), ...]; a record that is not JSON is a Malformed, to be reported with the others."""
     if not path.is_file():
-        raise UserError(f"{path}: no such file; IN is a release's file of questions")
+        raise UserError(f"{path}: no such file; IN is a file of questions")
     opened = gzip.open if path.suffix == ".gz" else open
     try:
         with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
@@ -157,11 +162,11 @@ def read_records(path):
                 return [(f"line {rows.line_num}", row) for row in rows if row]
             text = file.read()
     except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read to its end ({error}); fetch it again") from error
+        raise UserError(f"{path}: cannot be read to its end ({error}); download it again") from error
     if text.startswith("version https://git-lfs"):
-        raise UserError(f"{path}: a git-lfs pointer, not the file itself; run `git lfs pull`")
+        raise UserError(f"{path}: a git-lfs pointer instead of the file; run `git lfs pull`")
     whole = Malformed() if name.endswith(".jsonl") else as_json(text)
-    if isinstance(whole, Malformed):                 # TRAP: MedMCQA's .json files hold a record a line, too
+    if isinstance(whole, Malformed):                 # TRAP: MedMCQA's .json files have one record per line
         return [(f"line {i}", as_json(line)) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
     return unfolded(path, whole)
 
@@ -170,7 +175,7 @@ def as_json(text):
     try:
         return json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
-        return Malformed(f"no JSON ({error})")
+        return Malformed(f"not JSON ({error})")
 
 
 def unfolded(path, whole):
@@ -181,8 +186,8 @@ def unfolded(path, whole):
     elif isinstance(whole, dict) and whole and all(isinstance(value, dict) for value in whole.values()):
         return [(f"record {key}", {"id": key, **value}) for key, value in whole.items()]
     if not isinstance(whole, list):
-        raise UserError(f"{path}: holds no multiple-choice questions. A file of answers alone serves as --keep-ids; "
-                        "BioASQ's factoid questions have no options")
+        raise UserError(f"{path}: holds no multiple-choice questions. Give a file of answers alone as --keep-ids; for "
+                        "BioASQ's factoid questions use prepare/answers.py")
     return [(f"record {i}", record) for i, record in enumerate(whole, 1)]
 
 
@@ -196,7 +201,7 @@ def from_ours(record):
 
 
 def from_release(task, records):
-    """The function that turns a record of this task, or one in our own format already, into a Question."""
+    """The function that turns a record of this task, or one already in our format, into a Question."""
     convert = {"medqa": from_medqa, "medqa5": from_medqa, "pubmedqa": from_pubmedqa, "bioasq": from_bioasq,
                "mmlu": from_mmlu}.get(task)
     if task == "medmcqa":
@@ -207,19 +212,19 @@ def from_release(task, records):
 
 
 def checked(q, id_):
-    """The question with an id and its texts stripped, or Malformed: what questions.py will read without complaint."""
+    """The question with an id and stripped texts, which read_questions accepts; else Malformed or ValueError."""
     options = [option.strip() for option in q.options]
     q = Question(str(q.id).strip() or id_, q.context.strip(), q.question.strip(), options, q.answer)
     q.check()
     if not q.question:
         raise Malformed("the question is empty")
     if any("\ud800" <= c <= "\udfff" for c in q.context + q.question + "".join(q.options)):
-        raise Malformed("half a surrogate pair in the text, which no UTF-8 can spell")
+        raise Malformed("half a surrogate pair in the text, which UTF-8 cannot represent")
     return q
 
 
 def convert_all(cfg, records):
-    """(questions, [(where, why), ...] of the malformed): in order, each question with an id of its own."""
+    """(questions in order, each with an id of its own; [(where, why), ...] of the malformed records)."""
     convert, questions, bad, taken = from_release(cfg.task, records), [], [], {}
     for number, (where, record) in enumerate(records, 1):
         try:
@@ -227,27 +232,27 @@ def convert_all(cfg, records):
                 raise record
             question = checked(convert(record), f"{cfg.source.name.split('.')[0]}-{number}")
             if question.id in taken:
-                raise Malformed(f"its id {question.id} is already that of {taken[question.id]}")
+                raise Malformed(f"its id {question.id} is already the id of {taken[question.id]}")
             taken[question.id] = where
             questions.append(question)
         except KeyError as error:
             bad.append((where, f"it has no {error}"))
-        except (Malformed, ValueError, TypeError, AttributeError) as error:    # None in a text's place, say
+        except (Malformed, ValueError, TypeError, AttributeError) as error:    # such as None instead of a text
             bad.append((where, str(error)))
     return questions, bad
 
 
 def selected(cfg, questions):
-    """Those that --keep-ids and --drop-ids leave."""
+    """The questions that remain after --keep-ids and --drop-ids."""
     for path, keep in ((cfg.keep_ids, True), (cfg.drop_ids, False)):
         if path:
             ids = {str(i) for i in read_json(path, "a list of ids, or an object with them as keys")}
             if lacking := ids - {q.id for q in questions}:
-                raise UserError(f"{path}: {len(lacking):,} of its {len(ids):,} ids are not in {cfg.source}, "
-                                f"as {min(lacking)}; is it of another split?")
+                raise UserError(f"{path}: {len(lacking):,} of its {len(ids):,} ids are not in {cfg.source}, such as "
+                                f"{min(lacking)}; is it for another split?")
             questions = [q for q in questions if (q.id in ids) == keep]
     if not questions:
-        raise UserError(f"{cfg.source}: --keep-ids and --drop-ids leave no question")
+        raise UserError(f"{cfg.source}: no question is left after --keep-ids and --drop-ids")
     return questions
 
 
@@ -255,7 +260,7 @@ def main(cfg):
     if cfg.source == Path("hub"):
         return fetch(cfg.task, cfg.out, lambda source, out: main(replace(cfg, source=source, out=out)))
     if cfg.out.is_dir() or cfg.out.resolve() == cfg.source.resolve():
-        raise UserError(f"{cfg.out}: OUT is to be a new file of questions, not a folder and not IN itself")
+        raise UserError(f"{cfg.out}: OUT must be a file, neither a folder nor IN itself")
     records = read_records(cfg.source)
     questions, bad = convert_all(cfg, records)
     for where, why in bad[:SHOWN]:
@@ -284,4 +289,7 @@ def report(cfg, questions, n_bad):
 
 if __name__ == "__main__":
     with speaking_to_the_user():
-        main(parse_args(Questions))
+        if sys.argv[1:2] == ["sections"]:
+            make_sections(parse_args(Sections, argv=sys.argv[2:]))
+        else:
+            main(parse_args(Questions))

@@ -5,7 +5,6 @@ Fresh memory is NaN throughout, so an element that a kernel forgets to write fai
 import interpreter  # noqa: F401, I001  before anything that defines a kernel
 
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,7 +24,7 @@ from kernels.gelu import bias_gelu, bias_gelu_reference, gelu_linear, gelu_linea
 from kernels.layer_norm import add_layer_norm, layer_norm, layer_norm_reference, norm_linear, norm_linear_op
 from kernels.measure import relative_error
 
-# What rounding alone may cost, as |x - reference| / |reference|: a few units of the dtype's last bit
+# The error of rounding alone, as |x - reference| / |reference|: a few units of the dtype's last bit
 CLOSE = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 7e-3}
 DTYPES = list(CLOSE)
 
@@ -78,7 +77,7 @@ def test_the_repaired_interpreter_rounds_to_bf16_like_torch():
 
 def attention_matches(B, T, H, K, dtype, docs=False, dropout_p=0.0):
     qkv_BT3C, dout_BTC = random(B, T, 3 * H * K, dtype=dtype), random(B, T, H * K, dtype=dtype)
-    scale, seed, keep_BHTS, doc_start_BT = 0.7 / math.sqrt(K), None, 1.0, None
+    scale, seed, keep_BHTS, doc_start_BT = torch.tensor(0.7 / math.sqrt(K)), None, 1.0, None
     if docs:
         doc_start_BT = document_starts(torch.randint(0, 40, (B, T)), eos_id=0)
     if dropout_p:
@@ -87,7 +86,7 @@ def attention_matches(B, T, H, K, dtype, docs=False, dropout_p=0.0):
     out_BTC, lse_BHT = flash_attention_op(qkv_BT3C, H, scale, dropout_p, seed, doc_start_BT)
     out_BTC.backward(dout_BTC)
     [ref_BT3C] = doubled(qkv_BT3C)
-    ref_out_BTC, ref_lse_BHT = attention_reference(ref_BT3C, H, scale, keep_BHTS, doc_start_BT)
+    ref_out_BTC, ref_lse_BHT = attention_reference(ref_BT3C, H, scale.double(), keep_BHTS, doc_start_BT)
     ref_out_BTC.backward(dout_BTC.double())
     assert_close(out_BTC, ref_out_BTC, dtype, "out")
     assert_close(lse_BHT, ref_lse_BHT, torch.float32, "lse")
@@ -165,7 +164,7 @@ def test_decoding_takes_a_length_for_every_sequence():
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# layer_norm and gelu, each alone and with the linear layer whose input they make again
+# layer_norm and gelu, each alone and with the linear layer whose input they compute again
 
 def gradients_match(inputs, outputs, references, doubles, dtype):
     douts = [torch.randn_like(out) for out in outputs]
@@ -264,7 +263,7 @@ def test_linear_cross_entropy_in_chunks(dtype):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What torch sees of them
+# The operators as torch sees them
 
 def operators():
     """{name: (function, its differentiable inputs)}"""
@@ -293,13 +292,14 @@ def test_compiles_as_one_graph_and_gives_the_same(name):
     assert all(torch.equal(a, b) for a, b in zip(eager, compiled, strict=True))
 
 
-def test_operators_are_registered_as_torch_wants_them():
+def test_operators_are_registered_as_torch_requires():
     tests = "test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static"
     x, row, w, bias, qkv_BT3C = random(6, 40), random(40), random(50, 40), random(50), random(1, 33, 192)
-    seed, starts_BT, targets = torch.tensor([7]), torch.zeros(1, 33, dtype=torch.int32), torch.arange(6)
+    scale, seed, targets = torch.tensor(0.1), torch.tensor([7]), torch.arange(6)
+    starts_BT = torch.zeros(1, 33, dtype=torch.int32)
     length, caches = torch.tensor([5], dtype=torch.int32), torch.ones(2, 1, 2, 9, 64)
-    for operator, arguments in ((flash_attention_op, (qkv_BT3C, 1, 0.1, 0.0, None, None)),
-                                (flash_attention_op, (qkv_BT3C, 1, 0.1, 0.1, seed, starts_BT)),
+    for operator, arguments in ((flash_attention_op, (qkv_BT3C, 1, scale, 0.0, None, None)),
+                                (flash_attention_op, (qkv_BT3C, 1, scale, 0.1, seed, starts_BT)),
                                 (norm_linear_op, (x, random(6, 40), row, row, 1e-5, w, bias)),
                                 (gelu_linear_op, (x, row, w, bias)),
                                 (linear_cross_entropy_op, (x, w, targets, True, 4))):
@@ -308,7 +308,7 @@ def test_operators_are_registered_as_torch_wants_them():
     torch.library.opcheck(cross_entropy_, (random(6, 40).detach(), targets, True), test_utils=tests[:3])
 
 
-def test_asking_for_triton_where_it_cannot_run_says_why(monkeypatch):
+def test_triton_where_it_cannot_run_is_refused_with_the_reason(monkeypatch):
     assert "interpreted" in kernels.require_triton("cpu")
     monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
     with pytest.raises(UserError, match="CPU"):
@@ -328,23 +328,12 @@ def test_a_head_width_without_tiles_is_refused():
         kernels.require_triton("cpu", 32)
 
 
-def test_hopper_gets_an_assembler_that_does_not_miscompile():
-    class Tools:
-        ptxas = SimpleNamespace(path="old", version="12.8")
-        ptxas_blackwell = SimpleNamespace(path="new", version="13.1")
-
-    assert kernels.hopper_assembler(Tools) == "13.1" and Tools.ptxas == "new"
-    Tools.ptxas, Tools.ptxas_blackwell = (SimpleNamespace(path="old", version=version) for version in ("12.8", "12.9"))
-    with pytest.raises(UserError, match="TRITON_PTXAS_PATH"):
-        kernels.hopper_assembler(Tools)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
-# The whole model out of them
+# The whole model out of kernels
 
 @pytest.mark.parametrize("documents", [False, True])
 @pytest.mark.parametrize("recompute", [False, True])
-def test_a_model_out_of_kernels_has_the_loss_and_the_gradients_of_torchs(documents, recompute):
+def test_a_model_out_of_kernels_has_the_loss_and_the_gradients_of_torchs_operators(documents, recompute):
     model, ids_BT = tiny_model(n_embd=64, n_head=1, n_layer=2).train(), torch.randint(0, 301, (2, 12))
     ids_BT[0, 4] = 300
     targets_BT, starts_BT = ids_BT.roll(-1, 1), document_starts(ids_BT, 300) if documents else None

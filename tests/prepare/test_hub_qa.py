@@ -94,14 +94,19 @@ def test_mmlu_is_six_subjects_and_all_of_them(hub, tmp_path):
     assert made["mmlu_anatomy_test"][0].question == "About anatomy,\nwhat?" and made["mmlu_test"][0].answer == 3
 
 
-@pytest.mark.parametrize("task, spoil, words", [
-    ("medqa", lambda home: (home / "bigbio/med_qa/data_clean.zip").unlink(), "did not give data_clean.zip .no network"),
-    ("medqa", lambda home: (home / "bigbio/med_qa/data_clean.zip").write_bytes(b"<html>"), "release has changed"),
-    ("mmlu", lambda home: (home / "cais/mmlu/data.tar").write_bytes(b"<html>"), "release has changed"),
-    ("medmcqa", lambda home: (home / "openlifescienceai/medmcqa/data/train-00000-of-00001.parquet").write_bytes(b"x"),
-     "no parquet file"),
-    ("bioasq", lambda home: None, "after registration")])
-def test_what_the_hub_does_not_give_is_said_in_a_line(hub, tmp_path, task, spoil, words):
-    spoil(hub)
+MEDQA_ZIP, MMLU_TAR = "bigbio/med_qa/data_clean.zip", "cais/mmlu/data.tar"
+MEDMCQA_PARQUET = "openlifescienceai/medmcqa/data/train-00000-of-00001.parquet"
+
+
+@pytest.mark.parametrize("task, file, content, words", [
+    ("medqa", MEDQA_ZIP, None, "cannot download data_clean.zip .*no network"),
+    ("medqa", MEDQA_ZIP, b"<html>", "give the release's file as IN"),
+    ("mmlu", MMLU_TAR, b"<html>", "give the release's file as IN"),
+    ("medmcqa", MEDMCQA_PARQUET, b"x", "not a parquet file"),
+    ("bioasq", MMLU_TAR, b"", "register at participants-area")])
+def test_a_failed_download_is_one_line_that_says_what_to_do(hub, tmp_path, task, file, content, words):
+    (hub / file).unlink()
+    if content is not None:
+        (hub / file).write_bytes(content)
     with pytest.raises(UserError, match=words):
         fetched(task, tmp_path)

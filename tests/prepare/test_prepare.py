@@ -125,7 +125,7 @@ def test_bad_lines_are_counted_and_named_and_the_rest_goes_on(tok, tmp_path, cap
     path.write_bytes(path.read_bytes() + b"\n".join(bad) + b'\n\n{"text": " "}\n{"text": "the last"}')
     meta = prepare(tok, [path], tmp_path / "out")
     assert meta["train"]["documents"] + meta["val"]["documents"] == 701
-    assert meta["skipped"] == {"no JSON": 2, 'no "text"': 2, "not UTF-8": 1, "half a surrogate pair": 1,
+    assert meta["skipped"] == {"not JSON": 2, 'no "text"': 2, "not UTF-8": 1, "half a surrogate pair": 1,
                                "empty document": 2}
     said = capsys.readouterr().err
     assert all(f"{path}:{line}: " in said for line in range(701, 707))
@@ -138,7 +138,7 @@ def test_more_than_one_percent_bad_stops_and_leaves_nothing(tok, tmp_path, n_bad
     if goes_on:
         prepare(tok, [path], tmp_path / "out")
     else:
-        stops("1.5% of the input cannot be read.*3 x no JSON.*nothing was", prepare, tok, [path], tmp_path / "out")
+        stops("1.5% of the input cannot be read.*3 x not JSON.*nothing was", prepare, tok, [path], tmp_path / "out")
         assert list(tmp_path.iterdir()) == [path]
 
 
@@ -388,9 +388,9 @@ def test_questions_in_our_own_format_pass_through_every_task(tmp_path, task):
     ({**OURS, "options": ["a", " "]}, "empty"),
     ({**OURS, "question": " "}, "empty"),
     ({**OURS, "question": None}, "NoneType"),
-    ({**OURS, "id": "0"}, "already that of line 1"),
+    ({**OURS, "id": "0"}, "already the id of line 1"),
     ({**OURS, "question": "\ud835"}, "surrogate"),
-    ({**MEDQA, "answer_idx": "Z"}, "none of A, B, C, D"),
+    ({**MEDQA, "answer_idx": "Z"}, "not one of A, B, C, D"),
     ({**MEDQA, "answer": "flu"}, "disagree"),
     ({"question": "?"}, "no 'options'"),
     ("text", "indices"),
