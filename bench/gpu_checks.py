@@ -107,9 +107,11 @@ def checks(device, real=True):
                                 lambda h, b, w, bias: bias_gelu_reference(h, b) @ w.T + bias),
         "linear_cross_entropy": lambda: ([bf16(N, D), fp32(V, D)], lambda x, w: linear_cross_entropy(x, w, targets_N),
                                          lambda x, w: F.cross_entropy(x @ w.T, targets_N, ignore_index=-1)),
-        "flash_decode, batch 1": lambda: decoding(device, 1, *((20, 1000, 128) if real else (2, 40, 64))),
-        "flash_decode, batch 8": lambda: decoding(device, 8, *((20, 1000, 128) if real else (2, 40, 64))),
     }
+    for B in (1, 8):
+        sizes = (20, 1000, 128) if real else (2, 40, 64)
+        found[f"flash_decode, batch {B}"] = partial(decoding, device, B, *sizes)
+        found[f"append_and_decode, batch {B}"] = partial(appending, device, B, *sizes)
     if real:
         shapes = [(2, T, 2, K, docs, p) for K in (128, 64) for T in (1024, 1000) for docs in (False, True)
                   for p in (0.0, 0.1)]
@@ -153,6 +155,27 @@ def decoding(device, B, H, S, K):
     length = S * 9 // 10
     return ([q_BHK, k_BHSK, v_BHSK], lambda *qkv: flash_decode(*qkv, length, K**-0.5),
             lambda *qkv: decode_reference(*qkv, length, K**-0.5))
+
+
+def appending(device, B, H, S, K):
+    """Inputs, ours and reference of a decoding step that also writes the new key and value to the caches."""
+    from kernels.flash_decode import append_and_decode, decode_reference
+    qkv_BC, k_BHSK, v_BHSK = (random_bf16(device, *shape).detach()
+                              for shape in ((B, 3 * H * K), (B, H, S, K), (B, H, S, K)))
+    length_B = torch.full((B,), S * 9 // 10, dtype=torch.int32, device=device)
+
+    def ours(qkv_BC, *caches):
+        caches = [cache.clone() for cache in caches]
+        return append_and_decode(qkv_BC, *caches, length_B, K**-0.5), *caches
+
+    def reference(qkv_BC, *caches):
+        q_BHK, *new = qkv_BC.view(B, 3, H, K).unbind(1)
+        caches = [cache.clone() for cache in caches]
+        for cache, x_BHK in zip(caches, new, strict=True):
+            cache[:, :, length_B[0] - 1] = x_BHK
+        return decode_reference(q_BHK, *caches, length_B[0].item(), K**-0.5).flatten(1), *caches
+
+    return [qkv_BC, k_BHSK, v_BHSK], ours, reference
 
 
 def philox_bytes(seed, heads, T, device):

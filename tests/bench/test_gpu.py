@@ -145,7 +145,11 @@ def test_an_exception_becomes_a_line_and_a_missing_package_is_skipped(found):
 @pytest.mark.parametrize("name", list(gpu_checks.checks(CPU, real=False)))
 def test_every_operator_passes_its_check_when_interpreted(name, found):
     torch.manual_seed(0)
-    gpu_checks.verify(name, *gpu_checks.checks(CPU, real=False)[name]())
+    try:
+        case = gpu_checks.checks(CPU, real=False)[name]()
+    except ImportError as error:
+        pytest.skip(f"no such operator: {error}")
+    gpu_checks.verify(name, *case)
     assert found()[0]["right"], found()
 
 
