@@ -12,8 +12,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import ROOT
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bench import gpu, gpu_checks, gpu_records, gpu_speed
+from bench import kernels as timings
 from bench.gpu import GPU, Stage
 from bench.gpu_report import read_records, write_report
 from model import GPTConfig
@@ -191,6 +193,23 @@ def test_the_training_contestants_start_alike_and_are_timed_by_phase(found):
     summaries = [record for record in found() if "summary" in record]
     assert len(summaries) == 3 and all(r["tokens_per_second"] > 0 and r["kernels"] for r in summaries)
     assert {"forward_backward_ms", "clip_ms", "adamw_ms"} <= set(summaries[0])
+
+
+def test_the_kernels_stage_calls_every_contestant_with_shapes_that_fit(found, monkeypatch):
+    """On tensors without data: ours and torch's flash backend must not fail; a backend that a CPU lacks is a line."""
+    monkeypatch.setattr(timings, "DEVICE", "cpu")
+    monkeypatch.setattr(timings, "timed", lambda calls, in_graph=True: (len([calls[0]()]), "none"))
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        timings.time_attention(1024)
+        timings.time_others(3e12, 8e14)
+        timings.time_decoding(8, 3e12)
+    names = {"kernel", "contestant"}
+    done = {(r["kernel"], r["contestant"]) for r in found() if names <= set(r) and not {"failed", "skipped"} & set(r)}
+    expected = {("attention", name) for name in ("ours", "ours, dropout", "flash", "flash, separate")}
+    expected |= {(name, who) for name in ("add_layer_norm", "gelu_linear", "linear_cross_entropy", "flash_decode")
+                 for who in ("ours", "torch")}
+    assert expected <= done, [r for r in found() if "failed" in r]
 
 
 def test_triton_that_is_refused_is_tried_as_auto_and_never_replaced_by_torch_in_silence():
