@@ -175,7 +175,7 @@ def test_a_wrong_element_and_a_moving_error_are_seen(found):
 
 def test_two_layers_agree_with_fp32_and_a_broken_one_does_not(found, monkeypatch):
     gpu_checks.model(CPU, TINY, batch=2, variants=[("torch", False, False), ("triton", False, True)])
-    assert [record["right"] for record in found()] == [True] * 4, found()
+    assert [record["right"] for record in found()] == [True] * 3, found()
     truth = gpu_checks.step(gpu_checks.new_model(TINY, CPU), *torch.ones(2, 1, 8, dtype=torch.int64), "float32")
     wrong = truth[0], {name: gradient * (1.1 if name == "ln_f.bias" else 1) for name, gradient in truth[1].items()}
     gpu_checks.compare("broken", wrong, truth)
