@@ -48,8 +48,9 @@ def decode():
 
     with patch.object(sample.Run, "time", time_and_emit):
         result = sample.main(sample.Bench(out=Path(os.environ.get("GPU_OUT", ROOT / "results"))))
-    for what, bound, value, *_ in result["required"]:
-        emit(decode="required", what=what, required=bound, value=value, met=value >= bound)
+    for what, bound, value, _, direction in result["required"]:
+        emit(decode="required", what=what, required=bound, value=value,
+             met=value >= bound if direction == "least" else value <= bound)
 
 
 # ---- train -----------------------------------------------------------------------------------------------------------

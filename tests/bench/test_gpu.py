@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -225,6 +226,22 @@ def test_triton_that_is_refused_is_tried_as_auto_and_never_replaced_by_torch_in_
     after_check = None
     with pytest.raises(UserError, match="too old"):
         gpu_checks.attach_kernels(model, "triton", CPU)
+
+
+def test_decoding_figures_become_lines_as_they_are_measured(found, monkeypatch):
+    from bench import sample
+
+    def main(cfg):
+        run = sample.Run(CPU)
+        run.measure_bandwidth = lambda: 1e9
+        run.time("ours, bfloat16", lambda: time.sleep(0.001), bytes_read=100, tokens=2)
+        assert found()[0]["decode"] == "ours, bfloat16", "on disk before the next figure"
+        return {"required": [("a", 3, 4, "x", "least"), ("b", 1, 2, "x", "most")]}
+
+    monkeypatch.setattr(sample, "main", main)
+    gpu_speed.decode()
+    assert found()[0]["tokens_per_second"] > 0
+    assert [record["met"] for record in found()[1:]] == [True, False]
 
 
 def test_an_unknown_contestant_is_refused():
