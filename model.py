@@ -1,15 +1,16 @@
 """GPT-2 as BioMedLM uses it: 2.6 billion parameters in one readable file.
 
 Teaches the network: token and position embeddings, pre-LayerNorm blocks of attention and MLP, a head tied to the token
-embedding, and the one unusual line, scores divided by (layer + 1). And how a Hugging Face folder is read and written.
-Not here: training (train.py), the KV cache and sampling (sample.py), many processes (parallel.py).
+embedding, and the one unusual line, scores divided by (layer + 1).
+Not here: training (train.py), sampling (sample.py) and its KV cache (sampling/cache.py), many processes
+(training/parallel.py), the files of a Hugging Face folder (plumbing/huggingface.py).
 
     from model import GPT, GPTConfig
     GPTConfig()                                                # the paper's model: 2,594,247,680 parameters
     model = GPT.from_pretrained("stanford-crfm/BioMedLM")      # or "gpt2", or a local folder
     logits_BTV = model(ids_BT)
 
-Shapes stand in the names: B batch, T query position, S key position, D model width, H heads, K head width, F MLP width,
+Names end in shapes: B batch, T query position, S key position, D model width, H heads, K head width, F MLP width,
 V vocabulary. Modules keep GPT-2's checkpoint names. Bolton et al. 2024 (arXiv 2403.18421), section 3.
 """
 import math
@@ -22,26 +23,29 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from plumbing.common import UserError
-from plumbing.huggingface import fill, find_folder, read_config, read_tensors, write_config, write_tensors
+from plumbing.huggingface import fill, find_folder, open_model, read_config, save_model
 
-# GPT-2's linear layers were written as Conv1D, whose weight is [in, out]: nn.Linear's, transposed.
+# Checkpoints store these weights as [in, out] (OpenAI's Conv1D); nn.Linear has [out, in].
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
-# What a config.json means where it is silent: GPT-2 small, not BioMedLM.
-SILENT = dict(vocab_size=50257, n_embd=768, n_layer=12, n_head=12, scale_attn_by_inverse_layer_idx=False,
+# The values of settings that a config.json leaves out: GPT-2 small's, not BioMedLM's.
+HF_DEFAULTS = dict(vocab_size=50257, n_embd=768, n_layer=12, n_head=12, scale_attn_by_inverse_layer_idx=False,
               bos_token_id=50256, eos_token_id=50256)
-# What this file does not do otherwise; a config that asks for more would load and answer wrongly. First: what we write.
+# Settings that this file computes in one way only. A config with another value is refused; the first one is written.
 FIXED = dict(model_type=("gpt2",), activation_function=("gelu_new", "gelu_pytorch_tanh"), scale_attn_weights=(True,),
              add_cross_attention=(False,), tie_word_embeddings=(True,))
+
+# The largest sizes that are taken for real. Building a billion layers would fill the memory before any other error.
+LIMITS = dict(vocab_size=10**7, n_positions=10**7, n_embd=10**6, n_layer=1000, n_head=10**4, mlp_width=10**7)
 
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """The shape of the network, in the words of Hugging Face's config.json. The defaults are BioMedLM's."""
+    """The shape of the network, with the names of Hugging Face's config.json. The defaults are BioMedLM's."""
     vocab_size: int = 28896
-    n_positions: int = 1024                       # learned positions: there is no position after the last
+    n_positions: int = 1024                       # learned positions; a longer text is an error
     n_embd: int = 2560                            # D
     n_layer: int = 32
-    n_head: int = 20                              # H; 2560 / 20 = 128 = K, a width that fast attention kernels like
+    n_head: int = 20                              # H; 2560 / 20 = 128 = K, a width for which attention kernels are fast
     n_inner: int | None = None                    # F; None is 4 D
     layer_norm_epsilon: float = 1e-5
     initializer_range: float = 0.02
@@ -54,10 +58,18 @@ class GPTConfig:
 
     def check(self):
         """Raise UserError for a shape that cannot be built."""
-        for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
+        for name, highest in LIMITS.items():
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise UserError(f"{name} is {value!r}; it must be a whole number, at least 1")
+            if type(value) is not int or not 1 <= value <= highest:
+                raise UserError(f"{name} is {value!r}; it must be a whole number from 1 to {highest:,}")
+        for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop"):
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not 0 <= value < 1:
+                raise UserError(f"{name} is {value!r}; it must be a number from 0 to below 1")
+        for name in ("layer_norm_epsilon", "initializer_range"):
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not 0 < value < 1:
+                raise UserError(f"{name} is {value!r}; it must be a number between 0 and 1")
         if self.n_embd % self.n_head:
             raise UserError(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}; heads share it evenly")
 
@@ -74,14 +86,15 @@ class GPTConfig:
 
     @staticmethod
     def read(path):
-        return SILENT | read_config(path, FIXED)
+        return HF_DEFAULTS | read_config(path, FIXED)
 
     def to_json(self):
-        return {name: values[0] for name, values in FIXED.items()} | asdict(self)
+        """The values of config.json; llama.cpp reads n_positions under its older name, n_ctx."""
+        return {name: values[0] for name, values in FIXED.items()} | asdict(self) | {"n_ctx": self.n_positions}
 
     @property
     def mlp_width(self):
-        return self.n_inner or 4 * self.n_embd
+        return 4 * self.n_embd if self.n_inner is None else self.n_inner
 
     @property
     def head_width(self):
@@ -89,11 +102,12 @@ class GPTConfig:
 
     @property
     def block_weights(self):
-        """The weights of a block that meet in a matrix product: 4 D^2 of attention, 2 D F of the MLP."""
+        """The weights of a block that take part in matrix products: 4 D^2 of attention, 2 D F of the MLP."""
         return self.n_embd * (4 * self.n_embd + 2 * self.mlp_width)
 
     def flops_per_token(self, T):
-        """Training FLOPs for one token in a window of T: 6N + 12 L D T, N the weights that meet in a matrix product.
+        """Training FLOPs for one token in a window of T: 6N + 12 L D T, where N counts the
+        weights that take part in matrix products.
 
         The convention of PaLM, nanoGPT and llm-foundry: forward and backward, attention not halved for causality.
         """
@@ -110,7 +124,7 @@ class Attention(nn.Module):
         self.scale = self.head_scale = cfg.head_width ** -0.5
         self.by_depth = cfg.scale_attn_by_inverse_layer_idx
         if self.by_depth:
-            # Mistral's trick, kept by BioMedLM: deep layers cannot overflow fp16, and the weights learn around it.
+            # From Stanford's Mistral, kept by BioMedLM: scores of deep layers cannot overflow fp16.
             self.scale /= layer + 1
         # A tensor, so that torch.compile makes one graph for all layers. Not a buffer: see _apply.
         self.scale_on_device = torch.tensor(self.scale, device="cpu")
@@ -123,9 +137,12 @@ class Attention(nn.Module):
         return self
 
     def forward(self, x_BTD, cache=None, visible_BTS=None):
-        q_BHTK, k_BHSK, v_BHSK = (a_BTD.unflatten(-1, (self.n_head, -1)).transpose(1, 2)
-                                  for a_BTD in self.c_attn(x_BTD).chunk(3, dim=-1))
-        if cache is not None:                      # the keys and values of earlier tokens join the new ones
+        # queries, keys and values of all heads in one product, then one row of K numbers for each head
+        q_BTD, k_BSD, v_BSD = self.c_attn(x_BTD).chunk(3, dim=-1)
+        q_BHTK, k_BHSK, v_BHSK = self.heads(q_BTD), self.heads(k_BSD), self.heads(v_BSD)
+
+        # y = softmax(scale q k^T, over the visible keys) v
+        if cache is not None:                      # appends the new keys and values to those of earlier tokens
             y_BHTK = cache.attend(self.layer, q_BHTK, k_BHSK, v_BHSK, self.scale)
         else:
             if self.by_depth:                      # 1/(layer + 1); the rest is the same number in all layers
@@ -133,7 +150,12 @@ class Attention(nn.Module):
             y_BHTK = F.scaled_dot_product_attention(
                 q_BHTK, k_BHSK, v_BHSK, attn_mask=None if visible_BTS is None else visible_BTS[:, None],
                 is_causal=visible_BTS is None, dropout_p=self.dropout if self.training else 0.0, scale=self.head_scale)
+
+        # the heads side by side again, and mixed
         return self.c_proj(y_BHTK.transpose(1, 2).flatten(2))
+
+    def heads(self, a_BTD):
+        return a_BTD.unflatten(-1, (self.n_head, -1)).transpose(1, 2)
 
 
 class MLP(nn.Module):
@@ -147,7 +169,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(LayerNorm(x)), then x + MLP(LayerNorm(x)): the sum itself is never normalised on its way up."""
+    """x + attention(LayerNorm(x)), then x + MLP(LayerNorm(x)); x itself is never normalised."""
 
     def __init__(self, cfg, layer):
         super().__init__()
@@ -157,24 +179,22 @@ class Block(nn.Module):
         self.mlp = MLP(cfg)
         self.drop = nn.Dropout(cfg.resid_pdrop)
         self.recompute = False      # activation checkpointing: set by the trainer
-        self.kernels = None         # None is torch's operators; or kernels/transformer.py: see GPT.use_kernels
+        self.kernels = None         # None: torch's operators; else the module kernels/transformer.py, by use_kernels
 
     def forward(self, x_BTD, cache=None, visible_BTS=None, doc_start_BT=None):
-        if self.kernels:
-            transform, arguments = self.kernels.block, (self, x_BTD, doc_start_BT)
-        else:
-            transform, arguments = self.transform, (x_BTD, cache, visible_BTS)
-        if self.recompute and self.training:       # keep x alone; the backward pass computes the rest once more
-            return checkpoint(transform, *arguments, use_reentrant=False)
-        return transform(*arguments)
+        if self.recompute and self.training:       # keep x alone; the backward pass computes the rest again
+            return checkpoint(self.compute, x_BTD, cache, visible_BTS, doc_start_BT, use_reentrant=False)
+        return self.compute(x_BTD, cache, visible_BTS, doc_start_BT)
 
-    def transform(self, x_BTD, cache, visible_BTS):
+    def compute(self, x_BTD, cache, visible_BTS, doc_start_BT):
+        if self.kernels:
+            return self.kernels.block(self, x_BTD, doc_start_BT)
         x_BTD = x_BTD + self.drop(self.attn(self.ln_1(x_BTD), cache, visible_BTS))
         return x_BTD + self.drop(self.mlp(self.ln_2(x_BTD)))
 
 
 def linears(block):
-    """(owner, name, linear) of every nn.Linear in a block, in a fixed order: for who puts something in their place."""
+    """(owner, name, linear) of every nn.Linear in a block, in a fixed order, for code that replaces them."""
     return [(owner, name, child) for owner in block.modules() for name, child in owner.named_children()
             if isinstance(child, nn.Linear)]
 
@@ -182,13 +202,14 @@ def linears(block):
 class CrossEntropy(torch.autograd.Function):
     """The sum of -log softmax(logits)[target] over the targets that are not negative.
 
-    Its gradient is softmax(logits), less 1 at the target. It is written over the logits, which nobody needs any more:
-    F.cross_entropy would keep log softmax beside them and make two more such arrays, 12 V bytes a token.
+    Its gradient is softmax(logits), less 1 at the target. The gradient overwrites the logits in place: F.cross_entropy
+    would keep log softmax beside them and make two more such arrays, 12 V bytes per token.
     """
 
     @staticmethod
     def forward(ctx, logits_NV, targets_N):
-        counts_N, lse_N = targets_N >= 0, logits_NV.logsumexp(-1)
+        counts_N = targets_N >= 0
+        lse_N = logits_NV.logsumexp(-1)
         at_target_N = logits_NV.gather(-1, targets_N.clamp(min=0)[:, None])[:, 0]
         ctx.save_for_backward(logits_NV, targets_N, lse_N)
         return torch.where(counts_N, lse_N - at_target_N, 0.0).sum()
@@ -203,10 +224,11 @@ class CrossEntropy(torch.autograd.Function):
 
 class GPT(nn.Module):
     """A decoder-only transformer over ids_BT (int64, 0 <= id < vocab_size, T <= n_positions)."""
-    # In what the other families in baselines/ differ, beside a method or two:
+    # The families in baselines/ have other values here:
     config_class, block_class, architecture = GPTConfig, Block, "GPT2LMHeadModel"
-    transposed, residual = CONV1D, ("c_proj",)      # the ends of weights that lie as [in, out]; what adds to the stream
-    causal = True                                   # a token sees the tokens before it; encoders see all
+    transposed = CONV1D                             # endings of weights that checkpoints store as [in, out]
+    residual = ("c_proj",)                          # layers whose output is added to the residual stream
+    causal = True                                   # a token sees only the tokens before it; encoders see all
     has_kernels = True                              # kernels/ and cuda_graph.py compute this network
 
     def __init__(self, cfg):
@@ -218,14 +240,14 @@ class GPT(nn.Module):
         self.drop = nn.Dropout(cfg.embd_pdrop)
         self.h = nn.ModuleList(self.block_class(cfg, layer) for layer in range(cfg.n_layer))
         self.ln_f = nn.LayerNorm(cfg.n_embd, cfg.layer_norm_epsilon)
-        self.lm_head = None         # what stands in for the embedding as the head: fast_linear.py, trainable.py
+        self.lm_head = None         # an output head to use instead of the tied embedding
         self.kernels = None
         if not self.wte.weight.is_meta:
             self.init_weights(torch.randint(2**31, ()).item())
 
     def initial_weights(self, seed, device=None):
-        """Yield (name, tensor): N(0, 0.02), biases 0, LayerNorm 1 and 0; what adds to the residual stream is divided by
-        sqrt(2 L). Every parameter has a generator of its own, so that its values depend on its name and the seed alone.
+        """Yield (name, tensor): N(0, 0.02), biases 0, LayerNorm 1 and 0. Layers that add to the residual stream are
+        divided by sqrt(2 L). Each parameter has its own generator, so its values depend on its name and the seed only.
         """
         residual_std = self.cfg.initializer_range / math.sqrt(2 * self.cfg.n_layer)
         for name, p in self.named_parameters():
@@ -245,7 +267,7 @@ class GPT(nn.Module):
             parameters[name].copy_(value)
 
     def add_tokens(self, n):
-        """Append n rows to the embedding, for tokens that fine-tuning adds: [SEP], [PAD] ... Returns the first's id."""
+        """Append n rows to the embedding, for tokens that fine-tuning adds: [SEP], [PAD] ... Returns the first id."""
         first, old_VD = self.cfg.vocab_size, self.wte.weight
         self.cfg = replace(self.cfg, vocab_size=first + n)
         new_VD = old_VD.new_empty(n, self.cfg.n_embd).normal_(0.0, self.cfg.initializer_range)
@@ -269,9 +291,8 @@ class GPT(nn.Module):
         """The last LayerNorm's output x_BTD, which the head (or a classifier) reads.
 
         With a cache (sample.KVCache), ids_BT continues the tokens that it already holds. With doc_start_BT (int32, from
-        data.document_starts) query t sees no key before its own document; with visible_BTS (bool) the keys where it is
-        True, in place of all up to itself; with position_BT (int64) its token stands at that position, and the row may
-        be longer than n_positions.
+        data.document_starts) query t sees no key before its own document. visible_BTS (bool) replaces the causal mask.
+        position_BT (int64) gives each token's position; the row may then be longer than n_positions.
         """
         assert self.kernels is None or (cache is None and visible_BTS is None), "use_kernels('torch') for these"
         visible_BTS, position_BT = self.places(ids_BT, cache, doc_start_BT, visible_BTS, position_BT)
@@ -288,7 +309,10 @@ class GPT(nn.Module):
         return self.drop(self.wte(ids_BT) + self.wpe(position_BT))
 
     def places(self, ids_BT, cache, doc_start_BT, visible_BTS, position_BT):
-        """What hidden was not told: (visible_BTS, None for all up to the query itself; position_BT)."""
+        """Fill in the mask and positions that the caller of `hidden` left out: (visible_BTS, position_BT).
+
+        visible_BTS is None where a query sees every key up to itself.
+        """
         past, T = cache.length if cache else 0, ids_BT.shape[1]
         if position_BT is None:
             if past + T > self.cfg.n_positions:
@@ -312,7 +336,7 @@ class GPT(nn.Module):
         logits_BTV = self.logits(x_BTD)
         if targets_BT is None:
             return logits_BTV
-        # fp32: in bf16 the softmax over 28,896 logits would lose the small probabilities. COST: 4 V bytes a token.
+        # fp32: in bf16 the softmax over 28,896 logits would lose the small probabilities. COST: 4 V bytes per token.
         total = CrossEntropy.apply(logits_BTV.flatten(0, 1).float(), targets_BT.flatten())
         return total / (targets_BT >= 0).sum().clamp(min=1)
 
@@ -321,7 +345,7 @@ class GPT(nn.Module):
 
     @staticmethod
     def our_name(stored):
-        """What a tensor in a folder is called here; None for the causal mask, which old releases hold."""
+        """The name here of a tensor in a folder; None for the causal masks that old releases store."""
         return None if stored.endswith((".attn.bias", ".attn.masked_bias")) else stored.removeprefix("transformer.")
 
     @staticmethod
@@ -340,40 +364,25 @@ class GPT(nn.Module):
         fill(model, tensors, folder, dtype)
         return model.eval()
 
-    @classmethod
-    def open(cls, folder):
-        """A model on the "meta" device, without weights, and its tensors by name: mapped from disk, not yet read."""
-        cfg = cls.config_class.from_json(folder / "config.json")
-        tensors = {cls.our_name(name): tensor for name, tensor in read_tensors(folder)}
-        tensors.pop(None, None)
-        if "wte.weight" in tensors:      # rows added by fine-tuning: [PAD], [SEP] ...
-            cfg = replace(cfg, vocab_size=max(cfg.vocab_size, len(tensors["wte.weight"])))
-        with torch.device("meta"):
-            model = cls(cfg)
-        lm_head = tensors.pop("lm_head.weight", None) if model.lm_head is None else None
-        if lm_head is not None and "wte.weight" in tensors and not torch.equal(
-                lm_head.to((tied := tensors["wte.weight"]).dtype), tied):
-            raise UserError(f"{folder}: lm_head.weight differs from wte.weight; this model ties them")
-        return model, {name: p.t() if name.endswith(cls.transposed) else p for name, p in tensors.items()}
+    open = classmethod(open_model)      # GPT.open(folder): a model without memory for its weights, and its tensors
 
     @torch.no_grad()
     def save_pretrained(self, folder, fold_layer_scale=False):
         """Write config.json and safetensors as transformers' classes read them, in the parameters' dtype.
 
-        fold_layer_scale multiplies 1/(layer+1) into the query weights and switches the flag off: the same logits in
-        programs that do not know the flag (vLLM refuses it, llama.cpp ignores it).
+        fold_layer_scale multiplies 1/(layer+1) into the query weights and switches the flag off. The logits are the
+        same in programs that do not know the flag (vLLM refuses it, llama.cpp ignores it).
         """
-        parameters, cfg = dict(self.named_parameters()), self.cfg
-        fold = fold_layer_scale and cfg.scale_attn_by_inverse_layer_idx
+        if fold_layer_scale and self.cfg.scale_attn_by_inverse_layer_idx:
+            cfg = replace(self.cfg, scale_attn_by_inverse_layer_idx=False)
+            save_model(self, folder, cfg, change=self.fold_layer_scale)
+        else:
+            save_model(self, folder, self.cfg)
 
-        def stored(name):
-            tensor = parameters[name].detach().cpu()
-            if fold and ".attn.c_attn." in name:
-                tensor = tensor.clone()
-                tensor[:cfg.n_embd] /= int(name.split(".")[1]) + 1          # h.LAYER.attn.c_attn: queries come first
-            return (tensor.t() if name.endswith(self.transposed) else tensor).contiguous()
-
-        write_tensors(folder, {self.stored_name(name): (p.nbytes, name) for name, p in parameters.items()}, stored)
-        cfg = replace(cfg, scale_attn_by_inverse_layer_idx=False) if fold else cfg
-        write_config(folder, cfg.to_json() | {
-            "architectures": [self.architecture], "dtype": str(self.wte.weight.dtype).split(".")[-1]})
+    def fold_layer_scale(self, name, tensor):
+        """The parameter with 1/(layer+1) in it, if it makes queries; c_attn computes queries, keys, values in order."""
+        if ".attn.c_attn." in name:
+            tensor = tensor.clone()
+            layer = int(name.split(".")[1])                     # h.LAYER.attn.c_attn
+            tensor[:self.cfg.n_embd] /= layer + 1
+        return tensor

@@ -7,19 +7,18 @@
 
 GPT-2's vocabulary was learned from web pages and cuts "cytotoxicity" into cyt/ot/oxicity. Learned from abstracts it is
 one token: more text fits into the context, and the model need not learn to spell first. Learning takes four steps:
-  1. A fixed pattern cuts text into pieces: words, numbers, punctuation, each with the space before it. No token will
-     ever straddle two pieces, so counting how often each piece occurs is all that is ever needed of the text.
+  1. A fixed pattern cuts text into pieces: words, numbers, punctuation, each with the space before it. No token
+     crosses from one piece into the next, so it is enough to count how often each piece occurs.
   2. Each piece is spelled in bytes. The 256 bytes are the first tokens, so nothing is ever unknown.
   3. The commonest pair of neighbouring tokens, say (t, h), becomes a new token th, everywhere; repeat 28,639 times.
   4. To encode, apply the merges to a new piece in the order in which they were learned.
 
-The trick that makes plain Python fast: a word is a str with ONE CHARACTER PER TOKEN, chr(id). Then a pair is a str of
-two characters, merging is str.replace, and the list of ids is what str.encode("utf-16") returns.
+Plain Python is fast enough with one trick: a word is a str with ONE CHARACTER PER TOKEN, chr(id). Then a pair is a str
+of two characters, merging is str.replace, and the list of ids is what str.encode("utf-16") returns.
 
-You should see the merges and ids of Hugging Face's tokenizers, entry for entry; results/tokenizer.md has the speed.
-Not here: these commands (prepare/vocabulary.py), reading text (prepare/documents.py), writing token shards
-(prepare/pubmed.py), Hugging Face's files (tokenizer_files.py). Left out of BPE: dropout, normalisation, other patterns
-than GPT-2's.
+The merges and ids equal those of Hugging Face's tokenizers, entry for entry; results/tokenizer.md has the speed.
+Not here: reading text (plumbing/documents.py), writing token shards (prepare/pubmed.py), Hugging Face's files
+(plumbing/tokenizer_files.py). Left out of BPE: dropout, normalisation, other patterns than GPT-2's.
 """
 import gc
 import heapq
@@ -27,29 +26,21 @@ import re
 import sys
 from collections import Counter, defaultdict
 from contextlib import contextmanager
-from itertools import repeat
+from itertools import repeat, zip_longest
 from operator import add
 from pathlib import Path
 
 import numpy as np
 import regex
+import tyro
 
-from plumbing.common import UserError
-
-EOS = "<|endoftext|>"
+from plumbing.common import UserError, speaking_to_the_user, write_json
+from plumbing.documents import Bad, documents
+from plumbing.tokenizer_files import BYTES, EOS, NEWER, read_files, read_ids, write_files
 
 # ---- 1. Cutting text into pieces ----
 
-# Code points that became letters or numbers after Unicode 16: `regex` knows them already, tiktoken and tokenizers do
-# not, and one pattern must mean the same in all three. A test compares the three over every code point there is.
-NEWER = (
-    r"\u0558\u058B-\u058C\u088F\u0C5C\u0CDC\u208F\u209D-\u209F\uA7CE-\uA7CF\uA7D2\uA7D4\uA7DD-\uA7F1\uAB6C-\uAB6D"
-    r"\U000107BB-\U000107BF\U00010940-\U00010959\U00010EC5-\U00010EEE\U00011B0A\U00011DB0-\U00011DF1"
-    r"\U0001246F-\U0001247F\U00012550-\U00012686\U00016EA0-\U00016ED3\U00016FF2-\U00016FF6\U000187F8-\U000187FF"
-    r"\U00018CD6-\U00018CDA\U00018D09-\U000191D2\U0001B123-\U0001B128\U0001B168\U0001D6A6\U0001DF1F-\U0001DF24"
-    r"\U0001DF2B-\U0001DFFF\U0001E6C0-\U0001E6FF\U0002B73A-\U0002B73F\U0002B81E\U0002CEA2-\U0002CEAD"
-    r"\U000323B0-\U0003FC3F")
-LETTER = rf"[a-zA-Z[\p{{L}}--[{NEWER}]]]"       # ASCII stands first so that ordinary text never reaches the long list
+LETTER = rf"[a-zA-Z[\p{{L}}--[{NEWER}]]]"       # ASCII first: ordinary text never reaches the long list
 NUMBER = rf"[0-9[\p{{N}}--[{NEWER}]]]"
 
 # GPT-2's pattern: 's 't 're ..., then letters, numbers or other signs with at most one space before them, then white
@@ -57,22 +48,25 @@ NUMBER = rf"[0-9[\p{{N}}--[{NEWER}]]]"
 PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 PIECES = regex.compile(PATTERN.replace(r"\p{L}", LETTER).replace(r"\p{N}", NUMBER), regex.V1)   # V1: sets have a "--"
 
-# Python's own `re` is used where str.split is not enough. TRAP: it takes the separators U+001C-1F for white space.
+# `cut` uses Python's own `re`, which is faster. TRAP: it counts the separators U+001C-1F as white space; these do not.
 BLANK, SOLID = r"[^\S\x1c-\x1f]", r"[\S\x1c-\x1f]"
 LONE_SPACE = re.compile(rf" (?!{SOLID})")                        # a space that does not begin a word
-RUN = re.compile(rf"({BLANK}(?!{SOLID})(?:{BLANK}*(?= {SOLID})|{BLANK}*{SOLID}*))")     # up to the last space, or on
+RUN = re.compile(rf"""(
+    {BLANK} (?!{SOLID})                # white space, except the last blank before a word: two blanks, a tab at the end
+    (?: {BLANK}* (?=[ ]{SOLID})        # either: as far as a space that begins a word
+      | {BLANK}* {SOLID}* )            # or: as far as the end of the word behind it, which has no space of its own
+    )""", re.VERBOSE)
 
 
 def cut(text):
-    """Cut a text at the spaces where no piece can straddle: yields (head, words), each word having lost its space.
+    """Cut a text at spaces between pieces: yields (head, words). The words come without the space before them.
 
     >>> list(cut("one two, three"))
     [('one', ['two,', 'three'])]
     >>> list(cut("one two\\n  three four"))            # a run of white space begins a new part
     [('one', ['two']), ('\\n ', ['three', 'four'])]
 
-    This is why the rest is fast: str.split and a dict of words seen before cost a fraction of the Unicode pattern,
-    which then has to look at each distinct word only once.
+    str.split and a dict of known words cost a fraction of the Unicode pattern, which then runs once per distinct word.
     """
     run = ""
     for i, part in enumerate(RUN.split(text) if LONE_SPACE.search(text) else [text]):
@@ -90,11 +84,7 @@ def well_formed(text):
 
 # ---- 2. Bytes and their symbols ----
 
-# A token's symbol is chr(id). GPT-2 numbers the bytes that print first, in order, then the others (a space is 220), and
-# shows them in its files as characters that print: the others as U+0100 and up, so that a space is "Ġ".
-PRINTING = [*range(33, 127), *range(161, 173), *range(174, 256)]
-BYTES = bytes(PRINTING + [b for b in range(256) if b not in PRINTING])                   # id -> byte
-SHOWN = [chr(b) for b in PRINTING] + [chr(256 + i) for i in range(256 - len(PRINTING))]  # id -> character in files
+# A token's symbol is chr(id). BYTES lists the bytes in the order of their ids; a space is 220.
 TO_SYMBOLS = bytes.maketrans(BYTES, bytes(range(256)))
 
 
@@ -104,6 +94,19 @@ def symbols(piece):
 
 
 # ---- 3. Learning ----
+
+# The whole idea, slowly. Below is the same with a heap in place of the search for the commonest pair, and with a list
+# of the words that hold each pair, so that a merge visits only those.
+#
+#     while len(merges) < n_merges:
+#         pairs = Counter()
+#         for word, n in counts.items():
+#             for pair in zip(word, word[1:]):
+#                 pairs["".join(pair)] += n
+#         best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+#         counts = {word.replace(best, chr(256 + len(merges))): n for word, n in counts.items()}
+#         merges.append(best)
+
 
 def count_pieces(texts, fold_at=1 << 20):
     """How often each piece occurs: {" the": 81234, ...}. Memory holds these and at most about `fold_at` words."""
@@ -119,7 +122,10 @@ def count_pieces(texts, fold_at=1 << 20):
 
 
 def fold(heads, words, pieces):
-    """Move what was counted into the pieces that it consists of. All words that occur n times are cut as one text."""
+    """Cut the counted heads and words into pieces and add up their counts; empties `heads` and `words`.
+
+    All words that occur n times are cut as one text.
+    """
     alike = defaultdict(list)
     for word, n in words.items():
         alike[n].append(word)
@@ -127,12 +133,13 @@ def fold(heads, words, pieces):
     for n, text in texts:
         for piece, times in Counter(PIECES.findall(well_formed(text))).items():
             pieces[piece] += n * times
-    heads.clear(), words.clear()
+    heads.clear()
+    words.clear()
 
 
 @contextmanager
 def without_garbage_collector():
-    """It would look for cycles among millions of small lists, which have none, for a tenth of the time and more."""
+    """The collector would spend over a tenth of the time searching millions of small lists for cycles."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -146,9 +153,10 @@ def without_garbage_collector():
 def learn_merges(pieces, n_merges, min_frequency=2):
     """The merges in the order they are learned, each a pair: a str of two symbols. Merge i makes token 256 + i.
 
-    The commonest pair goes first, among equals the one with the smallest ids: of strings of symbols, the smallest. A
-    heap finds it. An entry may be stale but never too low: a pair is born in one step, that of its newer half, and from
-    then on only loses occurrences to merges beside it. So a stale entry goes back with its present count.
+    The commonest pair goes first; among equally common pairs the one with the smallest ids, which is the smallest
+    string of symbols. A heap finds it. Its counts may be out of date, but only too high: all occurrences of a pair
+    appear in one step, when its newer half is made, and later merges only take some away. So an entry whose count is
+    out of date goes back with its present count.
     """
     words, counts = [symbols(piece) for piece in pieces], list(pieces.values())
     total, where = defaultdict(int), defaultdict(list)     # pair -> how often; which words held it
@@ -161,7 +169,7 @@ def learn_merges(pieces, n_merges, min_frequency=2):
     merges = []
     while heap and len(merges) < n_merges:
         n, pair = heap[0]
-        if total[pair] != -n:                                    # stale
+        if total[pair] != -n:                                    # out of date
             heapq.heapreplace(heap, (-total[pair], pair))
             continue
         if -n < min_frequency:
@@ -179,9 +187,13 @@ def learn_merges(pieces, n_merges, min_frequency=2):
 
 
 def merge_everywhere(words, holders, pair, new):
-    """Replace `pair` by `new` in the words numbered `holders`; yield (pair lost, pair born, the words where) around it.
+    """Replace `pair` by `new` in the words numbered `holders`; yield (pair lost, pair born, numbers of the words).
 
-    Merging th in the word "t h e": ("he", new + "e", [that word]). A word is named once for each occurrence.
+    >>> words = ["the"]
+    >>> list(merge_everywhere(words, [0], pair="th", new="X")), words
+    ([('he', 'Xe', [0])], ['Xe'])
+
+    A word is listed once for each occurrence.
     """
     (a, b), left, right = pair, defaultdict(list), defaultdict(list)     # neighbour -> words in which it is one
     for i in holders:
@@ -207,7 +219,7 @@ def merge_everywhere(words, holders, pair, new):
 
 # ---- 4. Applying ----
 
-NEVER = chr(sys.maxunicode)                                      # sorts behind every symbol
+NEVER = chr(sys.maxunicode)                                      # sorts after every symbol
 
 
 def apply_merges(word, merged, merges):
@@ -252,8 +264,8 @@ def apply_merges_to_long(word, merged):
 
 
 class Remember(dict):
-    """A dict that computes what it lacks. It stops growing at `size` entries and never keeps long keys, so memory is
-    bounded whatever the text: some 140 bytes an entry."""
+    """A dict that computes missing values. It stops growing at `size` entries and keeps no long keys, so that memory
+    is bounded for every text: about 140 bytes per entry."""
 
     def __init__(self, compute, size):
         self.compute, self.size = compute, size
@@ -277,15 +289,15 @@ class Tokenizer:
     ('cell cells', 262, {'<|endoftext|>': 261, '[SEP]': 262})
     """
 
-    front = back = ()       # ids that a model wants before and behind a text: none here, Llama's <s> in baselines/
+    front = back = ()       # ids that a model needs before and after a text: none here; Llama's <s> in baselines/
 
     def __init__(self, merges, specials=None, remember=1 << 19):
         self.merges = list(merges)
         self.merged = {pair: chr(256 + i) for i, pair in enumerate(self.merges)}
-        self.bytes_of = {i: bytes([byte]) for i, byte in enumerate(BYTES)}               # id -> what it stands for
+        self.bytes_of = {i: bytes([byte]) for i, byte in enumerate(BYTES)}               # id -> its bytes
         for i, (a, b) in enumerate(self.merges):
             self.bytes_of[256 + i] = self.bytes_of[ord(a)] + self.bytes_of[ord(b)]
-        self.ranks = {token: i for i, token in self.bytes_of.items()}                    # the same, back; no specials
+        self.ranks = {token: i for i, token in self.bytes_of.items()}                    # bytes -> id, without specials
         self.size = len(self.bytes_of)                                                   # the largest id + 1
         self.pieces = Remember(self._encode_piece, remember)
         self.words = Remember(self._encode_word, remember)
@@ -297,23 +309,23 @@ class Tokenizer:
     def train(cls, texts, vocab_size=28896):
         """Learn from an iterable of str. Of the tokens, 256 are bytes and the last is <|endoftext|>."""
         if isinstance(texts, str):
-            raise UserError("Tokenizer.train takes an iterable of texts; a str alone would be one text per letter")
+            raise UserError("Tokenizer.train needs an iterable of texts; a single str would be one text per letter")
         return cls.from_counts(count_pieces(texts), vocab_size)
 
     @classmethod
     def from_counts(cls, pieces, vocab_size=28896):
         """Learn from {piece: count}, as count_pieces gives it; counts of parts of a corpus may simply be added up."""
         if not 257 <= vocab_size <= sys.maxunicode:
-            raise UserError(f"vocabulary size {vocab_size:,}: it takes at least 257, the bytes and {EOS}, and at most "
+            raise UserError(f"vocabulary size {vocab_size:,}; it must be from 257, the bytes and {EOS}, to "
                             f"{sys.maxunicode:,}")
         merges = learn_merges(pieces, vocab_size - 257)
         if len(merges) < vocab_size - 257:
             raise UserError(f"this text yields only {257 + len(merges):,} tokens (every further pair occurs once), not "
-                            f"{vocab_size:,}; ask for at most that many, or train on more text")
+                            f"{vocab_size:,}; choose at most that many, or train on more text")
         return cls(merges)
 
     def __len__(self):
-        """The rows that an embedding needs: the largest id + 1."""
+        """The number of rows that an embedding needs: the largest id + 1."""
         return self.size
 
     @property
@@ -329,7 +341,8 @@ class Tokenizer:
             self.specials[name], self.bytes_of[i] = i, name.encode()
             self.size = max(self.size, i + 1)
             self.dtype, self.codec = ("<u2", "utf-16-le") if self.size <= 1 << 16 else ("<u4", "utf-32-le")
-            self.pieces.clear(), self.words.clear()              # the ids in them may have the old width
+            self.pieces.clear()                                  # the ids in them may have the old width
+            self.words.clear()
         return self.specials[name]
 
     def encode(self, text, specials=()):
@@ -340,7 +353,7 @@ class Tokenizer:
         """
         for name in specials:
             if name not in self.specials:
-                raise UserError(f"{name!r} is no special token here; there are {', '.join(self.specials)}")
+                raise UserError(f"{name!r} is not a special token here; those are {', '.join(self.specials)}")
         names = "|".join(map(re.escape, sorted(specials, key=len, reverse=True)))
         parts = re.split(f"({names})", text) if specials else [text]
         packed = [self._pack(chr(self.specials[part])) if i % 2 else self._encode_plain(part)
@@ -369,7 +382,7 @@ class Tokenizer:
         return word.encode(self.codec, "surrogatepass")
 
     def decode_bytes(self, ids):
-        """The bytes that a list or array of ids stands for, exactly; a token may end in the middle of a character."""
+        """The bytes of a list or array of ids, exactly; a token may end in the middle of a character."""
         try:
             return b"".join(map(self.bytes_of.__getitem__, np.asarray(ids).tolist()))
         except KeyError as error:
@@ -386,16 +399,105 @@ class Tokenizer:
 
     def save(self, folder):
         """Write tokenizer.json, tokenizer_config.json, vocab.json and merges.txt, which most other libraries read."""
-        from plumbing.tokenizer_files import write_files  # here, since that file builds on this one
         write_files(self, Path(folder))
 
     @classmethod
     def load(cls, folder, **kwargs):
         """Read tokenizer.json, or vocab.json and merges.txt."""
-        from plumbing.tokenizer_files import read_files
         return cls(*read_files(Path(folder)), **kwargs)
 
 
+# ---- 5. The commands ----
+
+PAPER_TERMS = ("chromatography", "cytotoxicity", "ECG", "GATA", "Immunohistochemistry", "myocardium", "nanoparticles",
+               "photosynthesis", "probiotic", "thrombin")       # one token each in BioMedLM: table 3 of the paper
+
+
+def texts_in(paths):
+    """The documents of all files in turn. Prints which cannot be read; UserError if they are more than 1 %."""
+    good = bad = 0
+    for path in paths:
+        if not path.is_file():
+            raise UserError(f"{path}: no such file")
+        print(path)
+        for text in documents(path):
+            if isinstance(text, Bad):
+                print(f"skipped {text.where}: {text.reason}", file=sys.stderr)
+                bad += text.weight
+            else:
+                good += 1
+                yield text
+    if bad > 0.01 * (good + bad):
+        raise UserError(f"{bad:,} of {good + bad:,} documents cannot be read; repair or omit the files named above")
+
+
+def count_files(paths):
+    counts = Counter()
+    for path in [p for p in paths if p.name.endswith(".counts.json")]:
+        counts.update(read_ids(path))
+    counts.update(count_pieces(texts_in(p for p in paths if not p.name.endswith(".counts.json"))))
+    if not counts:
+        raise UserError("--inputs: these files hold no text; see plumbing/documents.py for the formats")
+    print(f"{sum(counts.values()):,} pieces, {len(counts):,} distinct")
+    return counts
+
+
+def train(inputs: tuple[Path, ...], out: Path, vocab_size: int = 28896):
+    """Learn a vocabulary and save it as a Hugging Face folder.
+
+    Args:
+        inputs: files of text (see plumbing/documents.py), or *.counts.json written by `count`
+        out: folder to write; tokenizer.json, vocab.json, merges.txt and tokenizer_config.json
+        vocab_size: tokens: 256 bytes, the merges and <|endoftext|>; the paper's model has 28,896
+    """
+    tok = Tokenizer.from_counts(count_files(inputs), vocab_size)
+    tok.save(out)
+    print(f"{out}: {len(tok):,} tokens, the last is {EOS} = {tok.eos_id}")
+
+
+def count(inputs: tuple[Path, ...], out: Path):
+    """Count the pieces of a shard of text, so that many processes or machines can share the work of `train`.
+
+    Args:
+        inputs: files of text (see plumbing/documents.py)
+        out: file to write; its name ends in .counts.json
+    """
+    if not out.name.endswith(".counts.json"):
+        raise UserError(f"{out}: --out must end in .counts.json, so that `train` knows that it holds counts")
+    write_json(out, count_files(inputs))
+
+
+def compare(tokenizers: tuple[Path, ...], text: str = "Immunohistochemistry shows the cytotoxicity of nanoparticles."):
+    """Show how tokenizers split a text, side by side, and the tokens of each term in the paper's table 3.
+
+    Args:
+        tokenizers: their folders, such as data/tokenizer and GPT-2's
+        text: what to split
+    """
+    toks, n = [Tokenizer.load(folder) for folder in tokenizers], len(text.encode())
+    rows = [[f"{folder.name}, {len(tok):,} tokens" for folder, tok in zip(tokenizers, toks, strict=True)],
+            [f"{n / max(1, len(tok.encode(text))):.2f} bytes per token" for tok in toks], []]
+    rows += zip_longest(*[coloured(tok, text) for tok in toks])
+    rows += [[], *([coloured(tok, " " + term)[0] for tok in toks] for term in PAPER_TERMS)]
+    for row in rows:
+        print("  ".join((cell or "") + " " * (40 - len(re.sub("\x1b.*?m", "", cell or ""))) for cell in row).rstrip())
+
+
+def coloured(tok, text, width=40):
+    """The tokens of a text, alternately on two backgrounds, as lines of at most about `width` characters."""
+    lines, used = [""], 0
+    for i, token in enumerate(tok.decode([i]).replace("\n", "\u23ce") for i in tok.encode(text)):
+        if used + len(token) > width and used:
+            lines, used = [*lines, ""], 0
+        lines[-1] += f"\x1b[30;4{'62'[i % 2]}m{token}\x1b[0m"
+        used += len(token)
+    return lines
+
+
+def main():
+    with speaking_to_the_user():
+        tyro.extras.subcommand_cli_from_dict({"train": train, "count": count, "compare": compare})
+
+
 if __name__ == "__main__":
-    from prepare.vocabulary import main
     main()

@@ -1,11 +1,10 @@
 """GPT-Neo: GPT-2 that looks back 256 tokens only in every second layer. The paper's rival, pretrained on general text.
 
-Teaches what it changed of GPT-2: local attention (a query sees the `window_size` keys up to itself, so that what a
-layer has to compute grows with T, not with T^2), scores that are not divided by sqrt(K) (its weights learned around it,
-as BioMedLM's around 1 / (layer + 1)), and linear layers stored as they are used.
-Not here: all else, which is model.py's; speed: a local layer computes all T x T scores and hides most.
+Teaches how it differs from GPT-2: local attention (a query sees only the last `window_size` keys, so the work of a layer
+grows with T, not with T^2), scores that are not divided by sqrt(K), and linear layers stored as [out, in].
+Not here: everything else (model.py); speed: a local layer computes all T x T scores and hides most of them.
 
-    model = load_model("EleutherAI/gpt-neo-2.7B")              # of baselines/__init__.py, as every script does
+    model = load_model("EleutherAI/gpt-neo-2.7B")              # baselines/__init__.py
     python finetune_qa.py medqa --model EleutherAI/gpt-neo-2.7B          # the paper's: 37.7 % on MedQA
 """
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from model import GPT, GPTConfig
 from plumbing.common import UserError
 from plumbing.huggingface import read_config
 
-# Our name of a setting -> config.json's.
+# The name of a setting here -> in config.json.
 NAMES = dict(vocab_size="vocab_size", n_positions="max_position_embeddings", n_embd="hidden_size", n_layer="num_layers",
              n_head="num_heads", n_inner="intermediate_size", layer_norm_epsilon="layer_norm_epsilon",
              initializer_range="initializer_range", embd_pdrop="embed_dropout", attn_pdrop="attention_dropout",
@@ -31,7 +30,7 @@ FIXED = dict(model_type=("gpt_neo",), activation_function=("gelu_new", "gelu_pyt
 
 @dataclass(frozen=True)
 class GPTNeoConfig(GPTConfig):
-    """The defaults are what a config.json means where it is silent."""
+    """The defaults are the values of settings that a config.json leaves out."""
     vocab_size: int = 50257
     n_positions: int = 2048
     n_embd: int = 2048
@@ -88,7 +87,7 @@ class Attention(nn.Module):
             # Not cache.attend: its scores have the inputs' dtype, and bf16 is too coarse for undivided ones.
             k_BHKS, v_BHSK = cache.append(self.layer, k_BHSK, v_BHSK)
             k_BHSK = k_BHKS.transpose(2, 3)
-            if self.window is not None:                        # what lies before the first query's window is not read
+            if self.window is not None:                        # keys before the first query's window are not read
                 reach = self.window + q_BHTK.shape[2] - 1
                 k_BHSK, v_BHSK, visible_BTS = k_BHSK[:, :, -reach:], v_BHSK[:, :, -reach:], visible_BTS[..., -reach:]
         y_BHTK = F.scaled_dot_product_attention(
@@ -110,7 +109,7 @@ class GPTNeo(GPT):
     def places(self, ids_BT, cache, doc_start_BT, visible_BTS, position_BT):
         """The masks of both kinds of layers in place of one: (global: visible_BTS or None, local), and position_BT.
 
-        Near is told by position, not by place in the row: packed trees branch, and go on from their prefix.
+        Distance is measured in positions, not in places of the row: each branch of a packed tree continues its prefix.
         """
         visible_BTS, position_BT = super().places(ids_BT, cache, doc_start_BT, visible_BTS, position_BT)
         key_BS = position_BT if cache is None else torch.arange(cache.length + ids_BT.shape[1], device=ids_BT.device)

@@ -1,16 +1,16 @@
 """Llama 2 and 3, and BioMedGPT-LM-7B, which is Llama-2-7B-chat trained further on 5.5 million papers of PubMed Central.
 
-Teaches the four changes that made GPT-2 into the decoder of today:
+Teaches four changes that lead from GPT-2 to later decoders:
   RoPE              a position is not added to a token, it turns queries and keys: their product then depends on the
                     distance alone. Pairs of numbers (i, i + K/2) turn by position / theta^(2i/K)
   RMSNorm           LayerNorm without the mean and without a bias
   SwiGLU            an MLP of three matrices: down(silu(gate(x)) * up(x)), of width 8/3 D for the weights of 4 D
-  grouped queries   G queries share a key and a value, so the cache takes a G-th (here they are repeated first, and it
-                    does not: sample.KVCache knows nothing of groups)
+  grouped queries   G queries share a key and a value, so the cache could be G times smaller (here it is not: keys and
+                    values are repeated before they reach sampling/cache.py)
 
-Not here: the residual stream, the loss, initial weights, folders: model.py's. Of RoPE's extensions only Llama 3's.
+Not here: the residual stream, the loss, initial weights (model.py); RoPE's extensions other than Llama 3's.
 
-    model = load_model("meta-llama/Llama-2-7b-chat-hf")        # of baselines/__init__.py, as every script does
+    model = load_model("meta-llama/Llama-2-7b-chat-hf")        # baselines/__init__.py
     python train.py biomedgpt                                  # its continued pretraining
 """
 import math
@@ -25,7 +25,7 @@ from model import GPT, GPTConfig
 from plumbing.common import UserError
 from plumbing.huggingface import read_config
 
-# Our name of a setting -> config.json's.
+# The name of a setting here -> in config.json.
 NAMES = dict(vocab_size="vocab_size", n_positions="max_position_embeddings", n_embd="hidden_size",
              n_layer="num_hidden_layers", n_head="num_attention_heads", n_inner="intermediate_size",
              layer_norm_epsilon="rms_norm_eps", initializer_range="initializer_range", attn_pdrop="attention_dropout",
@@ -33,17 +33,17 @@ NAMES = dict(vocab_size="vocab_size", n_positions="max_position_embeddings", n_e
              mlp_bias="mlp_bias", tied="tie_word_embeddings", rope_theta="rope_theta", rope_scaling="rope_scaling",
              bos_token_id="bos_token_id", eos_token_id="eos_token_id")
 FIXED = dict(model_type=("llama",), hidden_act=("silu",))
-# What a config.json means where it is silent.
+# The values of settings that a config.json leaves out, where they are not Llama-2-7B's.
 SILENT = dict(n_positions=2048, layer_norm_epsilon=1e-6, n_kv_head=None)
 LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-# Ours -> as stored, in this order: no replaced name may occur in one that comes later.
+# Module here -> in checkpoints. Replaced in this order; no replacement may contain a later name.
 MODULES = (("wte.", "embed_tokens."), ("h.", "layers."), ("ln_1.", "input_layernorm."), ("attn.", "self_attn."),
            ("ln_2.", "post_attention_layernorm."), ("ln_f.", "norm."))
 
 
 @dataclass(frozen=True)
 class LlamaConfig(GPTConfig):
-    """The defaults are Llama-2-7B's. What GPT-2 alone has is off."""
+    """The defaults are Llama-2-7B's. Settings that only GPT-2 has are off."""
     vocab_size: int = 32000
     n_positions: int = 4096
     n_embd: int = 4096
@@ -109,8 +109,8 @@ class LlamaConfig(GPTConfig):
 def frequencies(cfg, device):
     """By how much each pair turns from one position to the next, in radians [K/2], fp32.
 
-    Llama 3 read 8,192 tokens first and 131,072 later: pairs that turn slowly, so that the first texts never saw a whole
-    turn of them, turn `factor` times as slowly then; those that turn fast stay; between is a ramp.
+    Llama 3 was trained on 8,192 tokens first and 131,072 later. For the longer text, pairs too slow to complete a turn
+    within the first length turn `factor` times as slowly; fast pairs stay; between them is a ramp.
     """
     f_K = 1.0 / cfg.rope_theta ** (torch.arange(0, cfg.head_width, 2, device=device).float() / cfg.head_width)
     if cfg.rope_scaling is None:
@@ -174,7 +174,7 @@ class Llama(GPT):
     transposed, residual, has_kernels = (), ("o_proj", "down_proj"), False
 
     def __init__(self, cfg):
-        super(GPT, self).__init__()              # an nn.Module: no positions, and perhaps a head
+        super(GPT, self).__init__()              # skips GPT's: no position embedding, and perhaps a head
         cfg.check()
         self.cfg, self.kernels, self.lm_head = cfg, None, None
         self.wte = nn.Embedding(cfg.vocab_size, cfg.n_embd)
@@ -186,7 +186,7 @@ class Llama(GPT):
             self.init_weights(torch.randint(2**31, ()).item())
 
     def add_tokens(self, n):
-        if self.lm_head is not None:             # a row of the head for each, too
+        if self.lm_head is not None:             # the head needs new rows as well
             old_VD = self.lm_head.weight
             new_VD = old_VD.new_empty(n, self.cfg.n_embd).normal_(0.0, self.cfg.initializer_range)
             self.lm_head = nn.Linear(self.cfg.n_embd, len(old_VD) + n, bias=False, device="meta")

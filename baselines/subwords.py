@@ -1,11 +1,11 @@
 """Other families' tokenizers, by the tokenizers library: SentencePiece's BPE (Llama), WordPiece (BERT) and the like.
 
-Teaches what their tokens stand for in bytes, which is all that a text stream needs: a word's beginning is "▁" in one
-and the lack of "##" in the other, and what Llama's vocabulary lacks is spelled in tokens such as <0x0A>.
-Not here: how they are learned and applied (the library); GPT-2's (tokenizer.py, whose methods these are).
+Teaches which bytes each token adds to a text. A new word begins with "▁" in SentencePiece and without "##" in
+WordPiece; characters outside Llama's vocabulary are written in byte tokens such as <0x0A>.
+Not here: how they are learned and applied (the library); GPT-2's tokenizer (tokenizer.py, which has the same methods).
 
-    tok = load_tokenizer(folder)              # of baselines/__init__.py: this class where tokenizer.py cannot read it
-    tok.encode(text)                          # never a special token; tok.front stands before what a model reads
+    tok = baselines.load_tokenizer(folder)    # this class for the folders that tokenizer.py cannot read
+    tok.encode(text)                          # never a special token; a model reads tok.front before it
 """
 import re
 from functools import cached_property
@@ -15,9 +15,10 @@ import numpy as np
 import tokenizers
 
 from plumbing.common import UserError, read_json, write_json, written_whole
-from tokenizer import BYTES, SHOWN, well_formed
+from plumbing.tokenizer_files import BYTES, SHOWN
+from tokenizer import well_formed
 
-ENDS = ("</s>", "<|endoftext|>", "<|end_of_text|>", "[SEP]")      # the end of a text, where no file names it
+ENDS = ("</s>", "<|endoftext|>", "<|end_of_text|>", "[SEP]")      # tokens that end a text, if no file names one
 SHOWN_BYTES = dict(zip(SHOWN, BYTES, strict=True))
 
 
@@ -80,7 +81,7 @@ class Subwords:
 
     @property
     def eos(self):
-        """The token that ends a text; for BERT's kin, which write none, the separator."""
+        """The token that ends a text; BERT-like models have none, and use the separator."""
         named = [self.names.get(key) for key in ("eos_token", "sep_token")]
         for name in (*(n["content"] if isinstance(n, dict) else n for n in named), *ENDS):
             if name in self.specials:
@@ -97,7 +98,7 @@ class Subwords:
         if name not in self.specials:
             gap = range(len(self), len(self) if i is None else i)     # the library numbers without gaps
             if i is not None and i < len(self):
-                raise UserError(f"special token {name!r} wants a free id; {i} is {self.tokens[i]!r}")
+                raise UserError(f"special token {name!r} needs a free id; {i} is {self.tokens[i]!r}")
             self.library.add_special_tokens([f"<|unused {n}|>" for n in gap] + [name])
             for name_of_cache in ("tokens", "bytes_of", "specials"):
                 vars(self).pop(name_of_cache, None)
@@ -136,7 +137,7 @@ class Subwords:
         return b"".join(self.bytes_of[i] for i in ids)
 
     def decode(self, ids):
-        """The text of the ids, without the space before its first word; what is not UTF-8 becomes U+FFFD."""
+        """The text of the ids, without the space before its first word; bytes that are not UTF-8 become U+FFFD."""
         text = self.decode_bytes(ids).decode("utf-8", errors="replace")
         return text.removeprefix(" ") if self.spaced or self.kind == "WordPiece" else text
 

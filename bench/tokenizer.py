@@ -36,8 +36,7 @@ from tokenizers import models, pre_tokenizers, trainers  # noqa: E402
 
 from plumbing.common import ROOT, UserError, git_commit, parse_args, speaking_to_the_user, write_json  # noqa: E402
 from plumbing.documents import documents  # noqa: E402
-from prepare.vocabulary import PAPER_TERMS  # noqa: E402
-from tokenizer import PATTERN, Tokenizer, count_pieces, learn_merges  # noqa: E402
+from tokenizer import PAPER_TERMS, PATTERN, Tokenizer, count_pieces, learn_merges  # noqa: E402
 
 
 @dataclass(frozen=True)

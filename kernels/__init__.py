@@ -38,7 +38,7 @@ def choose(wanted, device, head_width):
                 raise UserError(f"the attention kernels need ptxas 13.3 or newer on Hopper, not "
                                 f"{assembler(90).version}: {NEWER}; or use --kernels auto, which checks what the older "
                                 "one compiles, or --kernels torch")
-            said += f" (13.3 or newer is safer: {NEWER}); {self_check(device, head_width)}"
+            said += f" (13.3 or newer is safer: {NEWER}); {checked_attention(device, head_width)}"
     except UserError as error:
         if wanted == "triton":
             raise
@@ -47,7 +47,7 @@ def choose(wanted, device, head_width):
     return transformer, said
 
 
-def self_check(device, head_width):
+def checked_attention(device, head_width):
     """Run attention in the forms that training uses; returns its error in words, or raises UserError if it is wrong."""
     from kernels.self_check import ALLOWED, attention_errors
     errors = attention_errors(device, head_width)

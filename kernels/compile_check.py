@@ -26,7 +26,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 import kernels
-from kernels import cross_entropy, flash_attention, flash_decode, gelu, layer_norm
+from kernels import cross_entropy, flash_attention, flash_decode, gelu, layer_norm, matvec
 from plumbing.common import parse_args
 
 SHARED_OF_PROGRAM = {80: 99 * 1024, 90: 227 * 1024}            # 80 is all of sm_8x, of which A10 and 4090 have least
@@ -139,7 +139,16 @@ def shortfalls(facts, arch, products, copies, spill=0):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The launches: {name: (call, has products, has asynchronous copies, {kernel: known bytes of spill})}
+# The launches: {name: (call, has products, has asynchronous copies)}
+
+KNOWN_SPILLS = {    # on sm_90, bytes per thread, the most of ptxas 13.1 and 13.5; why: results/kernels.md
+    "attention 128, odd T, documents": {"forward_kernel": 64, "dkdv_kernel": 56},
+    "attention 128, odd T, documents, dropout": {"dkdv_kernel": 112},
+    "attention 128, dropout": {"dkdv_kernel": 88},
+    "attention 128, documents": {"dkdv_kernel": 24},
+    "attention 64, odd T, documents": {"dkdv_kernel": 8},
+}
+
 
 def attention(width, T, docs=False, dropout_p=0.0, dtype=torch.bfloat16):
     """Forward and backward of two heads; the values of the documents' starts do not matter here."""
@@ -158,13 +167,19 @@ def others(dtype=torch.bfloat16):
     logits = torch.zeros(8, 28896, dtype=dtype)   # 28896 = 16 * 1806: rows are aligned, which the 16-byte copies need
     targets, length = torch.zeros(8, dtype=torch.int64), torch.ones(1, dtype=torch.int32)
     q, cache = torch.zeros(1, 20, 128, dtype=dtype), torch.zeros(1, 20, 1024, 128, dtype=dtype)
+    qkv, row, row_weight, b = (torch.zeros(*shape, dtype=dtype) for shape in ((1, 7680), (1, 2560), (8, 2560), (8,)))
+    four, eight, int8 = row.expand(4, -1).contiguous(), row.new_zeros(4, 8), row_weight.to(torch.int8)
     return {
-        "layer_norm": (lambda: layer_norm.layer_norm(x, *weights).sum().backward(), False, False, {}),
-        "norm_linear": (lambda: layer_norm.norm_linear(x, *weights, w, None, x)[1].sum().backward(), False, False, {}),
-        "bias_gelu": (lambda: gelu.bias_gelu(x, weights[0]).sum().backward(), False, False, {}),
-        "gelu_linear": (lambda: gelu.gelu_linear(x, weights[0], w).sum().backward(), False, False, {}),
-        "cross_entropy": (lambda: cross_entropy.cross_entropy_(logits, targets, True), False, True, {}),
-        "flash_decode": (lambda: flash_decode.flash_decode(q, cache, cache, length, 0.1), False, False, {}),
+        "layer_norm": (lambda: layer_norm.layer_norm(x, *weights).sum().backward(), False, False),
+        "norm_linear": (lambda: layer_norm.norm_linear(x, *weights, w, None, x)[1].sum().backward(), False, False),
+        "bias_gelu": (lambda: gelu.bias_gelu(x, weights[0]).sum().backward(), False, False),
+        "gelu_linear": (lambda: gelu.gelu_linear(x, weights[0], w).sum().backward(), False, False),
+        "cross_entropy": (lambda: cross_entropy.cross_entropy_(logits, targets, True), False, True),
+        "flash_decode": (lambda: flash_decode.flash_decode(q, cache, cache, length, 0.1), False, False),
+        "append_and_decode": (lambda: flash_decode.append_and_decode(qkv, cache, cache, length, 0.1), False, False),
+        "matvec": (lambda: matvec.matvec(row, row_weight, None, b, True), False, False),
+        "matvec of four rows": (lambda: matvec.matvec(four, row_weight, None, b, False, eight), False, False),
+        "matvec of int8": (lambda: matvec.matvec(row, int8, weights[0][:8], b, True), False, False),
     }
 
 
@@ -176,29 +191,29 @@ def cases(arch, everything=True):
     """
     table = {}
     for width in (128, 64):
-        known = {"dkdv_kernel": 48} if (arch, width) == (90, 128) else {}           # see results/kernels.md
-        table[f"attention {width}, odd T, documents"] = attention(width, 1000, docs=True), True, True, {}
+        table[f"attention {width}, odd T, documents"] = attention(width, 1000, docs=True), True, True
         if arch == 80 or everything:
             name = f"attention {width}, odd T, documents, dropout"
-            table[name] = attention(width, 1000, True, 0.1), True, True, known
+            table[name] = attention(width, 1000, True, 0.1), True, True
         if arch == 90 or everything:
-            table[f"attention {width}, dropout"] = attention(width, 1024, dropout_p=0.1), True, True, known
+            table[f"attention {width}, dropout"] = attention(width, 1024, dropout_p=0.1), True, True
         if (arch, width) == (90, 128) or everything:
-            table[f"attention {width}, documents"] = attention(width, 1024, docs=True), True, True, {}
+            table[f"attention {width}, documents"] = attention(width, 1024, docs=True), True, True
         if width == 128 or everything:
-            table[f"attention {width}, odd T, fp32"] = attention(width, 1000, dtype=torch.float32), False, True, {}
+            table[f"attention {width}, odd T, fp32"] = attention(width, 1000, dtype=torch.float32), False, True
         if everything:
-            table[f"attention {width}"] = attention(width, 1024), True, True, {}
+            table[f"attention {width}"] = attention(width, 1024), True, True
             all_in_fp32 = attention(width, 1000, True, 0.1, torch.float32)
-            table[f"attention {width}, odd T, documents, dropout, fp32"] = all_in_fp32, False, True, {}
-            table[f"attention {width}, fp16"] = attention(width, 1024, dtype=torch.float16), True, True, {}
+            table[f"attention {width}, odd T, documents, dropout, fp32"] = all_in_fp32, False, True
+            table[f"attention {width}, fp16"] = attention(width, 1024, dtype=torch.float16), True, True
     return table | others()
 
 
 def check(case):
     """[(line of the table, reasons)] for the kernels of one case."""
     arch, name, everything = case
-    call, products, copies, known = cases(arch, everything)[name]
+    call, products, copies = cases(arch, everything)[name]
+    known = KNOWN_SPILLS.get(name, {}) if arch == 90 else {}
     rows = []
     with knobs.nvidia.scope():
         knobs.nvidia.ptxas = kernels.assembler(arch).path

@@ -9,6 +9,7 @@ Not here: what the tensors mean; each model file maps the names to its own.
 """
 import pickle
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -116,6 +117,41 @@ def matched(model, tensors, folder):
         yield name, tensor
     if tensors:
         raise UserError(f"{folder}: the weights hold {min(tensors)}, which a {type(model).__name__} does not have")
+
+
+def open_model(model_class, folder):
+    """A model on the "meta" device, without weights, and its tensors by name: mapped from disk, not yet read.
+
+    model_class has config_class, our_name (stored name -> parameter's name, or None) and transposed, as model.GPT.
+    """
+    cfg = model_class.config_class.from_json(folder / "config.json")
+    named = ((model_class.our_name(stored), tensor) for stored, tensor in read_tensors(folder))
+    tensors = {name: tensor for name, tensor in named if name is not None}
+
+    embedding = tensors.get("wte.weight")
+    if embedding is not None:                # fine-tuning may have added rows: [PAD], [SEP] ...
+        cfg = replace(cfg, vocab_size=max(cfg.vocab_size, len(embedding)))
+    with torch.device("meta"):
+        model = model_class(cfg)
+
+    if model.lm_head is None:                # tied: an output head in the file must be the embedding again
+        lm_head = tensors.pop("lm_head.weight", None)
+        if None not in (lm_head, embedding) and not torch.equal(lm_head.to(embedding.dtype), embedding):
+            raise UserError(f"{folder}: lm_head.weight differs from wte.weight; this model ties them")
+    return model, {name: p.t() if name.endswith(model_class.transposed) else p for name, p in tensors.items()}
+
+
+def save_model(model, folder, cfg, change=lambda name, tensor: tensor):
+    """Write the folder that open_model reads. `change` may replace a parameter's values on their way to disk."""
+    parameters = dict(model.named_parameters())
+
+    def stored(name):
+        tensor = change(name, parameters[name].detach().cpu())
+        return (tensor.t() if name.endswith(model.transposed) else tensor).contiguous()
+
+    write_tensors(folder, {model.stored_name(name): (p.nbytes, name) for name, p in parameters.items()}, stored)
+    dtype = str(model.wte.weight.dtype).split(".")[-1]
+    write_config(folder, cfg.to_json() | {"architectures": [model.architecture], "dtype": dtype})
 
 
 def write_tensors(folder, plan, get):

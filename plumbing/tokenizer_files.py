@@ -1,13 +1,30 @@
 """A vocabulary as Hugging Face stores it: tokenizer.json, or vocab.json and merges.txt, in every form they have had.
 
-Teaches what of these files matters (the merges say what each token is; the rest can only agree with them), and what
+Teaches which part of these files matters: the merges define every token, and the rest must agree with them. And what
 must be refused: another way of cutting text, merges that are cut off, ids in another order.
 Not here: learning and applying merges (tokenizer.py, whose save and load call this).
 """
 import re
 
 from plumbing.common import UserError, read_json, write_json, written_whole
-from tokenizer import EOS, SHOWN
+
+EOS = "<|endoftext|>"
+
+# GPT-2 numbers the bytes that print first, in order, then the others. Its files show a byte as a character that prints:
+# the others as U+0100 and up, so a space is "Ġ".
+PRINTING = [*range(33, 127), *range(161, 173), *range(174, 256)]
+BYTES = bytes(PRINTING + [b for b in range(256) if b not in PRINTING])                   # id -> byte
+SHOWN = [chr(b) for b in PRINTING] + [chr(256 + i) for i in range(256 - len(PRINTING))]  # id -> character in files
+
+# Code points that became letters or numbers after Unicode 16: `regex` knows them already, tiktoken and tokenizers do
+# not, and one pattern must mean the same in all three. A test compares the three over every code point there is.
+NEWER = (
+    r"\u0558\u058B-\u058C\u088F\u0C5C\u0CDC\u208F\u209D-\u209F\uA7CE-\uA7CF\uA7D2\uA7D4\uA7DD-\uA7F1\uAB6C-\uAB6D"
+    r"\U000107BB-\U000107BF\U00010940-\U00010959\U00010EC5-\U00010EEE\U00011B0A\U00011DB0-\U00011DF1"
+    r"\U0001246F-\U0001247F\U00012550-\U00012686\U00016EA0-\U00016ED3\U00016FF2-\U00016FF6\U000187F8-\U000187FF"
+    r"\U00018CD6-\U00018CDA\U00018D09-\U000191D2\U0001B123-\U0001B128\U0001B168\U0001D6A6\U0001DF1F-\U0001DF24"
+    r"\U0001DF2B-\U0001DFFF\U0001E6C0-\U0001E6FF\U0002B73A-\U0002B73F\U0002B81E\U0002CEA2-\U0002CEAD"
+    r"\U000323B0-\U0003FC3F")
 
 
 def write_files(tok, folder):

@@ -1,6 +1,6 @@
 """One token on a GPU as one launch.
 
-Teaches CUDA graphs. A token of BioMedLM is about 500 kernels of a few microseconds each, and launching them one by one
+Teaches CUDA graphs. A token of BioMedLM is about 260 kernels of a few microseconds each, and launching them one by one
 from Python takes longer than running them. A CUDA graph records the launches once and replays all of them at once. It
 replays the same addresses, so nothing may move or grow: the cache has all its positions from the start, the new token's
 id and position are at fixed places on the device, and attention (kernels/flash_decode.py) reads the number of keys
@@ -17,45 +17,55 @@ Triton's interpreter. sample.py --no-cuda-graph does not use it.
 import torch
 
 from kernels import require_triton
-from kernels.flash_decode import flash_decode
+from kernels.flash_decode import append_and_decode
+from kernels.layer_norm import layer_norm
+from kernels.matvec import matvec
 from plumbing.common import UserError
 
 
-class StaticCache:
-    """Keys and values as flash_decode reads them, [L, B, H, positions, K], with their length on the device."""
-
-    def __init__(self, cache):
-        self.k_LBHSK, self.v_LBHSK = cache.k_LBHKS.transpose(3, 4).contiguous(), cache.v_LBHSK
-        self.position_1 = torch.tensor([cache.length], device=self.v_LBHSK.device)      # the new token's
-        self.length = 0                            # counted by the model; a recorded graph does not read it
-
-    def attend(self, layer, q_BHTK, k_BHTK, v_BHTK, scale):
-        k_BHSK, v_BHSK = self.k_LBHSK[layer], self.v_LBHSK[layer]
-        k_BHSK.index_copy_(2, self.position_1, k_BHTK)
-        v_BHSK.index_copy_(2, self.position_1, v_BHTK)
-        length_B = (self.position_1 + 1).int().expand(len(q_BHTK)).contiguous()
-        return flash_decode(q_BHTK[:, :, 0], k_BHSK, v_BHSK, length_B, scale)[:, :, None]
+def weights_of(linear):
+    """(weights, scale or None, bias or None) as matvec reads them, of nn.Linear or of FastLinear's layouts for GPUs."""
+    if isinstance(linear, torch.nn.Linear):
+        return linear.weight, None, linear.bias
+    layout = getattr(linear, "layout", type(linear).__name__)
+    if layout == "int8_any":
+        return linear.packed
+    if layout == "plain":
+        weight_OI, bias_O = linear.packed
+        return weight_OI, None, bias_O
+    raise UserError(f"a CUDA graph cannot read weights in the layout {layout}; use --no-cuda-graph")
 
 
 class GraphStep:
     """The next token's logits, one call per token. Without `record`, the same operations are launched one by one."""
 
     def __init__(self, model, cache, record=True):
-        device, width = cache.v_LBHSK.device, cache.v_LBHSK.shape[-1]
+        device, B, K = cache.v_LBHSK.device, cache.v_LBHSK.shape[1], cache.v_LBHSK.shape[4]
         try:
             require_triton(device)
         except UserError as error:
             raise UserError(f"{error}; for sample.py, --no-cuda-graph") from error
-        if width & (width - 1):
-            raise UserError(f"flash_decode needs heads whose width is a power of 2, not {width}; use --no-cuda-graph")
-        self.model, self.cache, self.graph = model, StaticCache(cache), None
-        self.ids_B1 = torch.zeros(cache.v_LBHSK.shape[1], 1, dtype=torch.int64, device=device)
+        if K & (K - 1):
+            raise UserError(f"flash_decode needs heads whose width is a power of 2, not {K}; use --no-cuda-graph")
+        self.model, self.graph = model, None
+        self.k_LBHSK, self.v_LBHSK = cache.k_LBHKS.transpose(3, 4).contiguous(), cache.v_LBHSK
+        self.ids_B1 = torch.zeros(B, 1, dtype=torch.int64, device=device)
+        self.position_1 = torch.tensor([cache.length], device=device)                           # the new token's
+        self.length_B = torch.full((B,), cache.length + 1, dtype=torch.int32, device=device)    # it included
+        self.head = weights_of(model.lm_head) if model.lm_head is not None else (model.wte.weight,)
         if record:
             self.record()
 
     def step(self):
-        x_B1D = self.model.hidden(self.ids_B1, self.cache, position_BT=self.cache.position_1)
-        return self.model.logits(x_B1D[:, -1])
+        x_BD = self.model.embed(self.ids_B1, self.position_1)[:, 0].to(self.v_LBHSK.dtype)
+        for block, k_BHSK, v_BHSK in zip(self.model.h, self.k_LBHSK, self.v_LBHSK, strict=True):
+            attn, mlp = block.attn, block.mlp
+            qkv_BC = matvec(normed(block.ln_1, x_BD), *weights_of(attn.c_attn))
+            y_BD = append_and_decode(qkv_BC, k_BHSK, v_BHSK, self.length_B, attn.scale)
+            x_BD = matvec(y_BD, *weights_of(attn.c_proj), residual_BO=x_BD)
+            h_BF = matvec(normed(block.ln_2, x_BD), *weights_of(mlp.c_fc), gelu=True)
+            x_BD = matvec(h_BF, *weights_of(mlp.c_proj), residual_BO=x_BD)
+        return matvec(normed(self.model.ln_f, x_BD), *self.head)
 
     def record(self):
         """Run twice, so that kernels are compiled and workspaces allocated, then record. Meanwhile only the new token's
@@ -76,5 +86,10 @@ class GraphStep:
             self.graph.replay()
         else:
             self.logits_BV = self.step()
-        self.cache.position_1 += 1
+        self.position_1 += 1
+        self.length_B += 1
         return self.logits_BV
+
+
+def normed(norm, x_BD):
+    return layer_norm(x_BD, norm.weight, norm.bias, norm.eps)

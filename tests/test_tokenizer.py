@@ -19,8 +19,7 @@ from tokenizers import models, pre_tokenizers, trainers
 
 import tokenizer as module
 from plumbing.common import ROOT, UserError
-from prepare.vocabulary import PAPER_TERMS
-from tokenizer import EOS, Tokenizer, count_pieces, cut, learn_merges, well_formed
+from tokenizer import EOS, PAPER_TERMS, Tokenizer, count_pieces, cut, learn_merges, well_formed
 
 STEMS = "cardi neur hepat nephr cyt gastr derm oste my immun hist path onc hem arthr chromat phot prob thromb".split()
 ENDS = "itis osis ology oma emia opathy ectomy ocyte ogram otoxicity ography iotic in ase ium oparticles al ic".split()
@@ -106,7 +105,7 @@ def test_asking_for_more_tokens_than_the_text_yields_says_how_many_it_yields():
 
 
 @pytest.mark.parametrize("texts, size, message", [
-    (["a"], 256, "at least 257"), (["a"], -1, "at least 257"), ([], 300, "257"), ("one str", 300, "iterable of texts")])
+    (["a"], 256, "from 257"), (["a"], -1, "from 257"), ([], 300, "257"), ("one str", 300, "iterable of texts")])
 def test_what_cannot_be_trained_on_is_refused_with_the_mend(texts, size, message):
     with pytest.raises(UserError, match=message):
         Tokenizer.train(texts, size)
@@ -451,7 +450,7 @@ def test_bad_input_ends_the_command_in_one_line_and_code_2_and_leaves_nothing(tm
     for args, message in [
             (["train", "--inputs", tmp_path / "no.jsonl", "--out", out], "no.jsonl: no such file"),
             (["train", "--inputs", text, "--out", out], "only 262 tokens"),
-            (["train", "--inputs", text, "--vocab-size", "9", "--out", out], "at least 257"),
+            (["train", "--inputs", text, "--vocab-size", "9", "--out", out], "from 257"),
             (["train", "--inputs", tmp_path / "empty.jsonl", "--out", out], "no text"),
             (["train", "--inputs", text, tmp_path / "broken.jsonl", "--out", out], "cannot be read"),
             (["train", "--inputs", tmp_path / "no.counts.json", "--out", out], "no.counts.json"),

@@ -47,7 +47,7 @@ def test_a_special_token_is_added_where_the_weights_have_room_and_saved_for_all(
     for again in (load_tokenizer(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)):
         assert len(again) == len(tok) and again.decode([i]) == "[SEP]"
     assert load_tokenizer(tmp_path).eos_id == 2
-    with pytest.raises(UserError, match="wants a free id"):
+    with pytest.raises(UserError, match="needs a free id"):
         tok.add_special("[PAD]", 7)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match="tokenizers library cannot read it"):

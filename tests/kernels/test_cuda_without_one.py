@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from data import Corpus
-from kernels import cross_entropy, flash_attention, flash_decode, gelu, layer_norm, transformer
+from kernels import cross_entropy, flash_attention, flash_decode, gelu, layer_norm, matvec, transformer
 from kernels.measure import relative_error
 from model import GPT
 from train import Train, evaluate, loss_of
@@ -95,6 +95,9 @@ def bodies(dtype):
         "cross_entropy_": (cross_entropy.cross_entropy_, (x(N, V), targets, True)),
         "flash_decode": (flash_decode.flash_decode_op,
                          (x(2, H, K), x(2, H, 9, K), x(2, H, 9, K), x(2, dtype=torch.int32), 0.1)),
+        "append_and_decode": (flash_decode.append_and_decode,
+                              (x(2, 3 * H * K), x(2, H, 9, K), x(2, H, 9, K), x(2, dtype=torch.int32), 0.1)),
+        "matvec": (matvec.matvec, (x(2, D), x(F, D), None, x(F), True, None)),
     }
 
 

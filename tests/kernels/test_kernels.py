@@ -5,6 +5,7 @@ Fresh memory is NaN throughout, so an element that a kernel forgets to write fai
 import interpreter  # noqa: F401, I001  before anything that defines a kernel
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,13 +17,15 @@ from conftest import tiny_model
 import kernels
 from plumbing.common import UserError
 from data import document_starts
-from kernels import flash_attention
+from kernels import flash_attention, self_check
 from kernels.cross_entropy import cross_entropy_, cross_entropy_reference, linear_cross_entropy, linear_cross_entropy_op
 from kernels.flash_attention import attention_reference, dropout_in_256, flash_attention_op
-from kernels.flash_decode import decode_reference, flash_decode, flash_decode_op
+from kernels.flash_decode import append_and_decode, decode_reference, flash_decode, flash_decode_op
 from kernels.gelu import bias_gelu, bias_gelu_reference, gelu_linear, gelu_linear_op
 from kernels.layer_norm import add_layer_norm, layer_norm, layer_norm_reference, norm_linear, norm_linear_op
+from kernels.matvec import matvec, matvec_reference
 from kernels.measure import relative_error
+from sampling.fast_linear import quantize
 
 # The error of rounding alone, as |x - reference| / |reference|: a few units of the dtype's last bit
 CLOSE = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 7e-3}
@@ -161,6 +164,38 @@ def test_decoding_takes_a_length_for_every_sequence():
         one = slice(b, b + 1)
         ref_1HK = decode_reference(*doubled(q_BHK[one], *cache_2BHSK[:, one]), length, 0.1)
         assert_close(out_BHK[one], ref_1HK, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_decoding_appends_the_new_key_and_value(dtype):
+    B, H, S, K, lengths = 2, 3, 140, 64, [1, 131]
+    qkv_BC, caches_2BHSK = torch.randn(B, 3 * H * K).to(dtype), torch.randn(2, B, H, S, K).to(dtype)
+    q_BHK, *new_2BHK = qkv_BC.view(B, 3, H, K).unbind(1)
+    expected_2BHSK = caches_2BHSK.clone()
+    for b, length in enumerate(lengths):
+        expected_2BHSK[:, b, :, length - 1] = torch.stack(new_2BHK)[:, b]
+    out_BC = append_and_decode(qkv_BC, *caches_2BHSK, torch.tensor(lengths, dtype=torch.int32), 0.1)
+    assert torch.equal(caches_2BHSK, expected_2BHSK)
+    for b, length in enumerate(lengths):
+        one = slice(b, b + 1)
+        ref_1HK = decode_reference(*doubled(q_BHK[one], *expected_2BHSK[:, one]), length, 0.1)
+        assert_close(out_BC[one].view(1, H, K), ref_1HK, dtype)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# matvec
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("B, I, O", [(1, 600, 7), (5, 100, 9)])
+def test_matvec(dtype, B, I, O):      # noqa: E741
+    x_BI, weight_OI, bias_O, residual_BO = (torch.randn(*shape).to(dtype) for shape in ((B, I), (O, I), (O,), (B, O)))
+    int8_OI, scale_O = quantize(weight_OI)
+    for weight, scale in ((weight_OI, None), (int8_OI, scale_O)):
+        for settings in ((None, False, None), (bias_O, True, None), (bias_O, False, residual_BO)):
+            y_BO = matvec(x_BI, weight, scale, *settings)
+            doubles = [x.double() if torch.is_tensor(x) else x for x in (x_BI, weight, scale, *settings)]
+            assert_close(y_BO, matvec_reference(*doubles), dtype)
+            assert y_BO.dtype == dtype
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -305,6 +340,8 @@ def test_operators_are_registered_as_torch_requires():
                                 (linear_cross_entropy_op, (x, w, targets, True, 4))):
         torch.library.opcheck(operator, arguments, test_utils=tests)
     torch.library.opcheck(flash_decode_op, (torch.ones(1, 2, 64), *caches, length, 0.1), test_utils=tests[:3])
+    torch.library.opcheck(append_and_decode, (torch.ones(1, 384), *caches, length, 0.1), test_utils=tests[:3])
+    torch.library.opcheck(matvec, (torch.ones(2, 40), w.detach(), None, bias.detach(), True), test_utils=tests[:3])
     torch.library.opcheck(cross_entropy_, (random(6, 40).detach(), targets, True), test_utils=tests[:3])
 
 
@@ -326,6 +363,67 @@ def test_triton_where_it_cannot_run_is_refused_with_the_reason(monkeypatch):
 def test_a_head_width_without_tiles_is_refused():
     with pytest.raises(UserError, match="head widths 64 and 128, not 32"):
         kernels.require_triton("cpu", 32)
+
+
+@pytest.fixture
+def hopper(monkeypatch):
+    """A machine with an H100 and the ptxas of a version; returns what sets it and the errors of the self-check."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "an H100")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+
+    def set_up(version, error):
+        path = triton.knobs.nvidia.ptxas.path
+        monkeypatch.setattr(kernels, "assembler", lambda arch: SimpleNamespace(path=path, version=version))
+        monkeypatch.setattr(self_check, "attention_errors", lambda *device_and_width: {"dq": error})
+
+    with triton.knobs.nvidia.scope():
+        yield set_up
+
+
+def test_hopper_needs_ptxas_13_3_for_attention(hopper):
+    cuda = torch.device("cuda")
+    hopper("13.5", math.nan)                                                # the self-check does not run
+    for wanted in ("triton", "auto"):
+        chosen, said = kernels.choose(wanted, cuda, 128)
+        assert chosen.__name__ == "kernels.transformer" and said.endswith("an H100, tiles of sm_90, ptxas 13.5")
+    hopper("13.1", 1e-3)
+    with pytest.raises(UserError, match="13.3 or newer on Hopper, not 13.1.*nvidia-cuda-nvcc.*TRITON_PTXAS_PATH"):
+        kernels.choose("triton", cuda, 128)
+    chosen, said = kernels.choose("auto", cuda, 128)
+    assert chosen and "ptxas 13.1" in said and "self-check of attention passed" in said
+    assert "ptxas 13.1" in kernels.require_triton(cuda)                     # as the kernels without attention need it
+
+
+@pytest.mark.parametrize("error", [0.3, math.inf, math.nan])
+def test_auto_takes_torchs_operators_where_the_self_check_fails(error, hopper):
+    hopper("12.8", error)
+    chosen, said = kernels.choose("auto", torch.device("cuda"), 128)
+    assert chosen is None and said.startswith("torch's operators (dq, compiled by ptxas 12.8, differs from fp64")
+
+
+def test_for_hopper_the_newest_assembler_of_the_machine_is_taken(monkeypatch):
+    tools = SimpleNamespace(ptxas=SimpleNamespace(version="12.8"), ptxas_blackwell=SimpleNamespace(version="13.1"))
+    monkeypatch.setattr(triton.knobs, "nvidia", tools)
+    assert kernels.assembler(90) is tools.ptxas_blackwell and kernels.assembler(80) is tools.ptxas
+    tools.ptxas.version = "13.10"
+    assert kernels.assembler(90) is tools.ptxas
+
+
+def test_the_self_check_of_attention_passes_and_sees_one_wrong_element(monkeypatch):
+    alone = dict(device=torch.device("cpu"), head_width=64, B=1, H=1, T=64, times=1)
+    errors = self_check.attention_errors(**alone)
+    assert len(errors) == 16 and max(errors.values()) < self_check.ALLOWED
+
+    def corrupted(qkv_BT3C, n_head, scale, dropout_p, seed, starts_BT):
+        keep_BHTS = self_check.kept_by_dropout(seed, 1, 1, 64, dropout_p) if dropout_p else 1.0
+        out_BTC = attention_reference(qkv_BT3C.float(), n_head, scale, keep_BHTS, starts_BT)[0].clone()
+        out_BTC[0, 40, 3] += 0.5
+        return out_BTC.bfloat16()
+
+    monkeypatch.setattr(self_check, "flash_attention", corrupted)
+    errors = self_check.attention_errors(**alone)
+    assert all((error > self_check.ALLOWED) == name.endswith("out") for name, error in errors.items()), errors
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -13,6 +13,8 @@ import sys
 import pytest
 from conftest import ROOT
 
+from kernels.compile_check import overwritten
+
 
 @pytest.mark.parametrize("arch", ["sm_90", "sm_80"])
 def test_compiles_without_spills_to_tensor_cores_and_asynchronous_copies(arch, tmp_path):
@@ -21,7 +23,19 @@ def test_compiles_without_spills_to_tensor_cores_and_asynchronous_copies(arch, t
     finished = subprocess.run([sys.executable, "-m", "kernels.compile_check", "--no-everything", "--only", arch],
                               cwd=ROOT, capture_output=True, text=True, env=environment)
     assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert re.match(r"sm_90: ptxas [\d.]+, sm_80: ptxas [\d.]+\n", finished.stdout)
     kernels = re.findall(rf"^{arch} (attention \d+|\w+).*?(\w+_kernel)", finished.stdout, re.M)
     assert len(kernels) >= 26 and {name for name, _ in kernels} == {
         "attention 128", "attention 64", "layer_norm", "norm_linear", "bias_gelu", "gelu_linear", "cross_entropy",
-        "flash_decode"}
+        "flash_decode", "append_and_decode", "matvec"}
+
+
+def test_an_instruction_that_overwrites_an_operand_of_an_unfinished_product_is_found():
+    product = ("HGMMA", ".64x64x16.F32.BF16", "R24, R4, gdesc[UR8], R24, gsb0")
+    wait = ("WARPGROUP", ".DEPBAR.LE", "gsb0, 0x0")
+    harmless = [("IMAD", ".MOV.U32", "R3, RZ, RZ, R4"), ("STG", ".E.128", "desc[UR4][R6.64], R4"),
+                ("ISETP", ".GE.AND", "P0, PT, R5, R6, PT"), ("R2UR", "", "UR4, R5")]
+    for harmful in (("MOV", "", "R7, R9"), ("LDS", ".128", "R4, [R12]"), ("LDS", ".64", "R3, [R12]")):
+        assert overwritten([product, *harmless, wait, harmful]) == 0
+        assert overwritten([product, *harmless, harmful, wait]) == 1
+    assert overwritten([("HGMMA", ".64x64x16.F32.BF16", "R24, gdesc[UR8], R24"), ("MOV", "", "R4, R9"), wait]) == 0

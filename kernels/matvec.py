@@ -1,0 +1,93 @@
+"""A linear layer on the few rows of a new token: its time is that of reading the weights.
+
+For one row x, y = W x uses every weight once, two operations per weight, where a GPU can do hundreds for each byte it
+reads. So a program takes a few outputs, reads their rows of W in long contiguous pieces, and everything else is done
+while the sums are still in registers:
+
+    y = scale * (W x) + bias        then GELU, or + residual
+
+scale belongs to weights of 8 bits, one per output: they are widened in registers, and half the bytes is half the time.
+
+    COST: 2 I O bytes in bf16, I O in int8. BioMedLM's four layers of a block: 157 MB in bf16, 52 us at 3 TB/s
+
+Not here: many rows (torch's products on tensor cores); the gradient; its speed (bench/kernels.py).
+"""
+import torch
+import triton
+import triton.language as tl
+
+from kernels import outside_autocast
+from kernels.gelu import _sigmoid_2u, bias_gelu_reference
+
+ROWS = 4                             # rows of x that share one reading of the weights
+OUTPUTS, INPUTS, WARPS = 4, 512, 4   # of a tile of weights: 4 KB in bf16, 16 elements per thread
+
+
+def matvec_reference(x_BI, weight_OI, scale_O=None, bias_O=None, gelu=False, residual_BO=None):
+    """The same function written out."""
+    y_BO = x_BI @ weight_OI.to(x_BI.dtype).T
+    y_BO = y_BO if scale_O is None else y_BO * scale_O
+    y_BO = y_BO if bias_O is None else y_BO + bias_O
+    y_BO = bias_gelu_reference(y_BO, 0) if gelu else y_BO
+    return y_BO if residual_BO is None else y_BO + residual_BO
+
+
+@triton.jit
+def matvec_kernel(
+    x,                          # [B, I]
+    weight,                     # [O, I]: fp32, bf16, fp16 or int8
+    scale, bias,                # [O], or None
+    residual,                   # [B, O], or None
+    out,                        # [B, O]: written
+    B, I, O,                    # noqa: E741
+    SCALE: tl.constexpr, BIAS: tl.constexpr, GELU: tl.constexpr, RESIDUAL: tl.constexpr,       # what there is
+    ROWS: tl.constexpr,         # rows of x, outputs and inputs of a tile
+    OUTPUTS: tl.constexpr,
+    INPUTS: tl.constexpr,
+):
+    b_B = tl.program_id(0) * ROWS + tl.arange(0, ROWS)            # first, so that neighbours read the same weights
+    o_O = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
+    i_I = tl.arange(0, INPUTS)
+    # Both are loaded as [ROWS, OUTPUTS, INPUTS], like the sums: in a layout of its own, each tile of either would go
+    # through shared memory, with two barriers. x comes from the cache.
+    b_B11, o_1O1 = b_B[:, None, None], o_O[None, :, None]
+    row_1O1 = o_1O1.to(tl.int64) * I
+    sum_BOI = tl.zeros([ROWS, OUTPUTS, INPUTS], tl.float32)
+    for i in tl.range(0, I, INPUTS):
+        column_11I = (i + i_I)[None, None, :]
+        inside_1OI = (o_1O1 < O) & (column_11I < I)
+        x_BOI = tl.load(x + b_B11 * I + 0 * o_1O1 + column_11I, mask=(b_B11 < B) & inside_1OI, other=0.0)
+        w_1OI = tl.load(weight + row_1O1 + column_11I, mask=inside_1OI, other=0)
+        sum_BOI += x_BOI.to(tl.float32) * w_1OI.to(tl.float32)
+    y_BO = tl.sum(sum_BOI, 2)                                     # threads are summed once, at the end
+
+    if SCALE:
+        y_BO *= tl.load(scale + o_O, mask=o_O < O, other=0.0).to(tl.float32)[None, :]
+    if BIAS:
+        y_BO += tl.load(bias + o_O, mask=o_O < O, other=0.0).to(tl.float32)[None, :]
+    if GELU:
+        y_BO *= _sigmoid_2u(y_BO)
+    offset_BO, inside_BO = b_B[:, None] * O + o_O[None, :], (b_B < B)[:, None] & (o_O < O)[None, :]
+    if RESIDUAL:
+        y_BO += tl.load(residual + offset_BO, mask=inside_BO, other=0.0).to(tl.float32)
+    tl.store(out + offset_BO, y_BO.to(out.dtype.element_ty), mask=inside_BO)
+
+
+@torch.library.custom_op("nanobiomedlm::matvec", mutates_args=())
+@outside_autocast
+def matvec(x_BI: torch.Tensor, weight_OI: torch.Tensor, scale_O: torch.Tensor | None = None,
+           bias_O: torch.Tensor | None = None, gelu: bool = False,
+           residual_BO: torch.Tensor | None = None) -> torch.Tensor:
+    """y_BO in x's dtype, summed in fp32, without a gradient; all contiguous."""
+    (B, I), O = x_BI.shape, len(weight_OI)                        # noqa: E741
+    out_BO, rows = x_BI.new_empty(B, O), min(ROWS, triton.next_power_of_2(B))
+    matvec_kernel[triton.cdiv(B, rows), triton.cdiv(O, OUTPUTS)](
+        x_BI, weight_OI, scale_O, bias_O, residual_BO, out_BO, B, I, O, SCALE=scale_O is not None,
+        BIAS=bias_O is not None, GELU=gelu, RESIDUAL=residual_BO is not None, ROWS=rows, OUTPUTS=OUTPUTS, INPUTS=INPUTS,
+        num_warps=WARPS)
+    return out_BO
+
+
+@matvec.register_fake
+def _(x_BI, weight_OI, scale_O=None, bias_O=None, gelu=False, residual_BO=None):
+    return x_BI.new_empty(len(x_BI), len(weight_OI))
