@@ -32,10 +32,8 @@ from pathlib import Path
 
 import numpy as np
 import regex
-import tyro
 
 from plumbing.common import UserError, speaking_to_the_user, write_json
-from plumbing.documents import Bad, documents
 from plumbing.tokenizer_files import BYTES, EOS, NEWER, read_files, read_ids, write_files
 
 # ---- 1. Cutting text into pieces ----
@@ -456,6 +454,7 @@ PAPER_TERMS = ("chromatography", "cytotoxicity", "ECG", "GATA", "Immunohistochem
 
 def texts_in(paths):
     """The documents of all files in turn. Prints which cannot be read; UserError if they are more than 1 %."""
+    from plumbing.documents import Bad, documents  # needs zstandard, which sampling and training do not
     good = bad = 0
     for path in paths:
         if not path.is_file():
@@ -536,6 +535,7 @@ def coloured(tok, text, width=40):
 
 
 def main():
+    import tyro  # here, since sample.py and train.py must run on a GPU machine without it
     with speaking_to_the_user():
         tyro.extras.subcommand_cli_from_dict({"train": train, "count": count, "compare": compare})
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the repository's modules, before those of bench/
 
-from plumbing.common import ROOT, git_commit, read_json, speaking_to_the_user, write_json  # noqa: E402
-from tokenizer import PAPER_TERMS, Tokenizer  # noqa: E402
+from plumbing.common import ROOT, git_commit, read_json, speaking_to_the_user, write_json
+from tokenizer import PAPER_TERMS, Tokenizer
 
 DATA, OUT = Path("data/demo"), Path("out/demo")
 

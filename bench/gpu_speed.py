@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the repositor
 
 import torch
 
+from bench.gpu_checks import attach_kernels
 from bench.gpu_records import attempt, emit
 from model import GPT, GPTConfig
 from plumbing.common import ROOT, UserError, speaking_to_the_user
@@ -47,8 +48,9 @@ def decode():
 
     with patch.object(sample.Run, "time", time_and_emit):
         result = sample.main(sample.Bench(out=Path(os.environ.get("GPU_OUT", ROOT / "results"))))
-    for what, bound, value, *_ in result["required"]:
-        emit(decode="required", what=what, required=bound, value=value, met=value >= bound)
+    for what, bound, value, _, direction in result["required"]:
+        emit(decode="required", what=what, required=bound, value=value,
+             met=value >= bound if direction == "least" else value <= bound)
 
 
 # ---- train -----------------------------------------------------------------------------------------------------------
@@ -86,7 +88,7 @@ def contestant(name, shape, device):
     """(model, loss of (ids_BT, targets_BT), modules to compile, what its kernels are)."""
     if name in ("ours-triton", "ours-torch"):
         model = meta_model(shape).to_empty(device=device)
-        kernels = model.use_kernels(name.removeprefix("ours-"), device)
+        kernels = attach_kernels(model, name.removeprefix("ours-"), device)
         loss_of, compilable, renamed = model, list(model.h), {}
     elif name == "plain":
         from bench.rivals import Plain

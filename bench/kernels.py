@@ -34,6 +34,7 @@ N, D, M, V = 8192, 2560, 10240, 28896
 # Best of torch's two / ours: required, and the goal
 TARGETS = {("forward", 1024): (0.75, 1.00), ("forward", 4096): (0.70, 0.88),
            ("both", 1024): (0.70, 0.95), ("both", 4096): (0.55, 0.78)}
+DEVICE = "cuda"                 # the tests set "cpu" and use tensors without data
 INPUTS = 4                      # different ones in turn, so that no cache holds them
 
 
@@ -82,7 +83,7 @@ def flex(q_BHTK, k_BHTK, v_BHTK):
 @cache
 def compiled_flex(T):
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-    mask = create_block_mask(lambda b, h, t, s: t >= s, None, None, T, T, device="cuda")
+    mask = create_block_mask(lambda b, h, t, s: t >= s, None, None, T, T, device=DEVICE)
     return partial(torch.compile(flex_attention), block_mask=mask)
 
 
@@ -100,7 +101,7 @@ def attention_inputs(layout, T):
 
 
 def random(*shape):
-    return torch.randn(*shape, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    return torch.randn(*shape, device=DEVICE, dtype=torch.bfloat16, requires_grad=True)
 
 
 def time_attention(T):
@@ -146,7 +147,7 @@ def time_others(copy, product):
     """Forward and backward of a layer's other kernels; ours, torch's operators, and Liger's where it is importable."""
     weight, bias = random(D), random(D)
     gelu_bias, out_weight, out_bias = random(M), random(D, M), random(D)
-    head, targets_N = random(V, D), torch.randint(0, V, (N,), device="cuda")
+    head, targets_N = random(V, D), torch.randint(0, V, (N,), device=DEVICE)
 
     def torch_norm(x, residual):
         total = x + residual
@@ -192,10 +193,10 @@ def whole_pass(function, leaves, parameters):
 
 def time_decoding(batch, copy, S=1024):
     """One query over S keys, as a decoding step has it, over more caches than the L2 holds."""
-    length = torch.full((batch,), S, dtype=torch.int32, device="cuda")
+    length = torch.full((batch,), S, dtype=torch.int32, device=DEVICE)
     moved = 4 * batch * H * S * K
-    caches = [torch.randn(2, batch, H, S, K, device="cuda", dtype=torch.bfloat16) for _ in range(2 + 2**28 // moved)]
-    q_BHK = torch.randn(batch, H, K, device="cuda", dtype=torch.bfloat16)
+    caches = [torch.randn(2, batch, H, S, K, device=DEVICE, dtype=torch.bfloat16) for _ in range(2 + 2**28 // moved)]
+    q_BHK = torch.randn(batch, H, K, device=DEVICE, dtype=torch.bfloat16)
     contestants = {"ours": lambda k, v: flash_decode(q_BHK, k, v, length, K**-0.5),
                    "torch": lambda k, v: F.scaled_dot_product_attention(q_BHK[:, :, None], k, v)}
     for name, function in contestants.items():

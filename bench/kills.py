@@ -27,9 +27,9 @@ from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the repository's modules, before those of bench/
 
-from data import write_shard  # noqa: E402
-from plumbing.common import ROOT, UserError, git_commit, parse_args, speaking_to_the_user, written_whole  # noqa: E402
-from training.checkpoint import complete_checkpoints  # noqa: E402
+from data import write_shard
+from plumbing.common import ROOT, UserError, git_commit, parse_args, speaking_to_the_user, written_whole
+from training.checkpoint import complete_checkpoints
 
 SHAPE = ("--model.n-positions 32 --model.n-embd 48 --model.n-layer 3 --model.n-head 3 --model.vocab-size 301 "
          "--batch-size 4 --micro-batch-size 4 --warmup-steps 20 --dtype float32 --eval-every 100 "

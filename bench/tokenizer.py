@@ -14,29 +14,29 @@ import os
 
 os.environ |= {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}   # before imports
 
-import importlib.util  # noqa: E402
-import json  # noqa: E402
-import platform  # noqa: E402
-import random  # noqa: E402
-import statistics  # noqa: E402
-import subprocess  # noqa: E402
-import sys  # noqa: E402
-import tempfile  # noqa: E402
-import time  # noqa: E402
-from collections import Counter  # noqa: E402
-from dataclasses import dataclass  # noqa: E402
-from pathlib import Path  # noqa: E402
+import importlib.util
+import json
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the repository's modules, before those of bench/
 
-import numpy as np  # noqa: E402
-import tiktoken  # noqa: E402
-import tokenizers  # noqa: E402
-from tokenizers import models, pre_tokenizers, trainers  # noqa: E402
+import numpy as np
+import tiktoken
+import tokenizers
+from tokenizers import models, pre_tokenizers, trainers
 
-from plumbing.common import ROOT, UserError, git_commit, parse_args, speaking_to_the_user, write_json  # noqa: E402
-from plumbing.documents import documents  # noqa: E402
-from tokenizer import PAPER_TERMS, PATTERN, Tokenizer, count_pieces, learn_merges  # noqa: E402
+from plumbing.common import ROOT, UserError, git_commit, parse_args, speaking_to_the_user, write_json
+from plumbing.documents import documents
+from tokenizer import PAPER_TERMS, PATTERN, Tokenizer, count_pieces, learn_merges
 
 
 @dataclass(frozen=True)

@@ -26,19 +26,16 @@ from unittest.mock import Mock, patch
 os.environ.setdefault("OMP_NUM_THREADS", "1")       # before torch is imported
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the repository's modules, before those of bench/
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-import transformers  # noqa: E402
+import numpy as np
+import torch
+import transformers
 
-import train  # noqa: E402
-from bench.rivals import plain, theirs  # noqa: E402
-from data import (
-    Corpus,  # noqa: E402
-    write_shard,  # noqa: E402
-)
-from model import GPT  # noqa: E402
-from plumbing.common import ROOT, git_commit, parse_args, read_json, speaking_to_the_user, write_json  # noqa: E402
-from plumbing.runtime import matrix_dtype  # noqa: E402
+import train
+from bench.rivals import plain, theirs
+from data import Corpus, write_shard
+from model import GPT
+from plumbing.common import ROOT, git_commit, parse_args, read_json, speaking_to_the_user, write_json
+from plumbing.runtime import matrix_dtype
 
 CPU = torch.device("cpu")
 OURS, THEIRS, PLAIN = "train.py", "transformers", "plain loop"

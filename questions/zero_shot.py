@@ -1,12 +1,18 @@
 """Zero-shot answers: the option that a language model finds most likely after the question, without fine-tuning.
 
     python finetune_qa.py zeroshot --model stanford-crfm/BioMedLM --test data/qa/medqa_test.jsonl --out out/zeroshot
+    python finetune_qa.py zeroshot --protocol letters --model ... --test ...     # the protocol that most papers quote
 
-A long option is less likely than a short one only because it has more tokens. So two scores are reported: the
-log-probability itself ("raw"), and divided by the option's bytes ("per byte", comparable between tokenizers). Models of
-a few billion parameters score little above chance on examinations in this way, which is why BioMedLM is fine-tuned.
+Protocol "options": the model reads "Question: ... Answer:" and each option's text after it is scored. A long option is
+less likely than a short one only because it has more tokens. So there are three scores: the log-probability itself
+("raw"), divided by the option's characters, and divided by its bytes (comparable between tokenizers). Protocol
+"letters": the options are listed as "A. ...", "B. ..." before "Answer:", and only the letter is scored; all letters
+have the same length, so there is one score. In EleutherAI's lm-evaluation-harness "raw" is acc and "per_character" is
+acc_norm; bench/harness.py compares the two programs question by question. Models of a few billion parameters score
+little above chance on examinations in this way, which is why BioMedLM is fine-tuned.
 Not here: the log-probability itself (questions/heads.py).
 """
+import string
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -14,12 +20,14 @@ from typing import Literal
 import torch
 
 from baselines import load
-from plumbing.common import git_commit, write_json, write_json_lines
+from plumbing.common import UserError, git_commit, write_json, write_json_lines
 from plumbing.runtime import matrix_dtype, pick_device
 from questions.format import read_questions
 from questions.heads import Likelihood, Reader, predict
 from questions.report import assess, predictions_of, summary
 from training.parallel import World
+
+LETTERS = string.ascii_uppercase
 
 
 @dataclass(frozen=True)
@@ -28,26 +36,44 @@ class ZeroShot:
     model: str = "stanford-crfm/BioMedLM"
     test: str = "data/qa/medqa_test.jsonl"
     out: str = "out/zeroshot"
+    protocol: Literal["options", "letters"] = "options"      # score each option's text, or its letter in a list
     batch_size: int = 16
     max_length: int = 1024
-    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"   # of matrix products; float32 to compare with others
 
 
 def zero_shot(cfg):
     """Write report.json and one file of predictions per score; returns the report."""
     world = World(0, 1, pick_device())
     cfg, test = replace(cfg, dtype=matrix_dtype(cfg.dtype, world.device)), read_questions(cfg.test)
+    asked = [lettered(q) for q in test] if cfg.protocol == "letters" else test
     gpt, tok = load(cfg.model, torch.float32, world.device)
-    first_new = gpt.add_tokens(1)
-    reader = Reader("likelihood", tok, first_new, min(cfg.max_length, gpt.cfg.n_positions))
-    raw = predict(Likelihood(gpt, first_new), [reader(q) for q in test], cfg, world)
-    per_byte = [[s / len(f" {option.strip()}".encode()) for s, option in zip(scores, q.options, strict=True)]
-                for scores, q in zip(raw, test, strict=True)]
+    reader = Reader("likelihood", tok, len(tok), min(cfg.max_length, gpt.cfg.n_positions))
+    # TRAP: a new token [PAD] would be one more logit in every softmax. Any id will do: no option sees the padding.
+    raw = predict(Likelihood(gpt, pad_id=0), [reader(q) for q in asked], cfg, world)
+
     report = {"truncated": {"test": reader.cut}, "settings": asdict(cfg), "commit": git_commit()}
-    for name, scores in (("raw", raw), ("per_byte", per_byte)):
+    for name, length in LENGTHS.items():
+        if cfg.protocol == "letters" and name != "raw":
+            continue
+        scores = [[s / length(option.strip()) for s, option in zip(of_q, q.options, strict=True)]
+                  for of_q, q in zip(raw, asked, strict=True)]
         predictions = predictions_of(0, test, scores)
         report[name] = assess(test, predictions)
         write_json_lines(Path(cfg.out) / f"predictions_{name}.jsonl", predictions)
         print(f"{name}: {summary(report[name])}")
     write_json(Path(cfg.out) / "report.json", report)
     return report
+
+
+# What a log-probability is divided by. The space before the option is one of its bytes, since the model reads it; among
+# the characters it does not count, as in lm-evaluation-harness.
+LENGTHS = {"raw": lambda option: 1, "per_character": len, "per_byte": lambda option: len(f" {option}".encode())}
+
+
+def lettered(q):
+    """The question with its options listed after it, and their letters as the options."""
+    if len(q.options) > len(LETTERS):
+        raise UserError(f"question {q.id}: {len(q.options)} options, more than letters; use --protocol options")
+    listed = [f"{letter}. {option.strip()}" for letter, option in zip(LETTERS, q.options, strict=False)]
+    return replace(q, question="\n".join([q.question.strip(), *listed]), options=list(LETTERS[:len(listed)]))
