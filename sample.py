@@ -225,7 +225,7 @@ def prepare(cfg):
     layout = choose_layout(dtype, device)
     lay_out(model, layout)
 
-    slow = f" (slow: {library()[1]})" if device.type == "cpu" and layout in ("blocks", "int8_any") else ""
+    slow = f" (slow: {library()[1]})" if model.wte.weight.is_cpu and library()[1] else ""
     graph = ", one CUDA graph per token" if uses_graph(cfg, model) else ""
     print(f"{WARNING}\n{dtype} weights on {device}, layout {layout}{slow}{graph}", file=sys.stderr)
     return model, tok

@@ -1,8 +1,8 @@
-"""The .c files here, compiled on the machine that runs them, and called on torch's tensors.
+"""Compiles the .c files of this folder on the machine that runs them, and calls them on torch's tensors.
 
-Teaches that a loop in C needs no build system: a compiler, a shared library beside Python's own compiled files, ctypes;
-and that where memory lies matters as much as how it is read.
-Not here: the loops, and why they look as they do (the .c files); which weights they are used for (fast_linear.py).
+Teaches that a loop in C needs no build system: a compiler, a shared library in __pycache__, and ctypes; and that the
+pages that hold the data matter as much as the loop that reads them.
+Not here: the loops (the .c files), the weights that they are used for (fast_linear.py).
 """
 import ctypes
 import functools
@@ -24,11 +24,11 @@ from plumbing.common import written_whole
 HERE = Path(__file__).parent
 SOURCES = [HERE / name for name in ("matvec.c", "attend.c", "cpu_step.c")]
 FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC")
-LINE = 64                        # bytes that memory gives at once
+LINE = 64                        # bytes: memory is read in lines of this size
 
 
 class Matrix(ctypes.Structure):
-    """native.h's: a matrix that lies in_lines."""
+    """Matrix of native.h: weights stored by in_lines."""
     _fields_ = [("kind", c_long), ("W", c_void_p), ("scale", c_void_p), ("bias", c_void_p), ("outputs", c_long),
                 ("inputs", c_long)]
 
@@ -39,11 +39,11 @@ class Matrix(ctypes.Structure):
 
 @functools.cache
 def library():
-    """(the compiled functions, ""), or (None, why there are none)."""
+    """(the compiled functions, ""), or (None, the reason why there are none)."""
     compiler = shlex.split(os.environ.get("CC", "cc"))
     if not compiler or not shutil.which(compiler[0]):
         return None, "there is no C compiler (install gcc or clang, or name yours in CC)"
-    # Another processor may share this folder: what it compiled is not for this one.
+    # The name depends on the processor: machines of several kinds may share this folder.
     content = [source.read_text() for source in (HERE / "native.h", *SOURCES)]
     content += [compiler, FLAGS, sorted(torch.cpu.get_capabilities().items())]
     path = HERE / "__pycache__" / f"native-{hashlib.sha256(str(content).encode()).hexdigest()[:16]}.so"
@@ -55,7 +55,7 @@ def library():
         functions = ctypes.CDLL(str(path))
     except (OSError, subprocess.CalledProcessError) as error:
         said = getattr(error, "stderr", b"") or str(error).encode()
-        return None, f"kernels/*.c could not be compiled ({said.decode(errors='replace').strip().splitlines()[-1]})"
+        return None, f"sampling/*.c could not be compiled ({said.decode(errors='replace').strip().splitlines()[-1]})"
     functions.matvec.argtypes = [ctypes.POINTER(Matrix)] + [c_void_p] * 3 + [c_long] * 2
     functions.cpu_step.argtypes = [c_void_p] * 2 + [c_long] * 2
     functions.read_all.argtypes = [c_void_p] + [c_long] * 2
@@ -65,19 +65,19 @@ def library():
 def in_huge_pages(*shape, dtype):
     """A tensor of zeros in pages of 2 MB, where the system has them: reading it is about a tenth faster.
 
-    TRAP: Python's mmap is shared unless told otherwise, and shared memory gets no such pages.
+    TRAP: Python's mmap is shared by default, and shared memory does not get such pages.
     """
     size = math.prod(shape) * dtype.itemsize
-    if not hasattr(mmap, "MADV_HUGEPAGE") or not size:           # Linux has it
+    if not hasattr(mmap, "MADV_HUGEPAGE") or not size:           # only Linux has it
         return torch.zeros(shape, dtype=dtype)
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError):                                      # a kernel without them: small ones then
+    with suppress(OSError):                                      # this kernel has no such pages: small ones do
         memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 
 def in_lines(W_OI):
-    """A copy of W_OI as matvec reads it: each row is followed by zeros up to a multiple of LINE bytes."""
+    """A copy of W_OI for matvec, W_OC: each row is followed by zeros up to a multiple of LINE bytes."""
     outputs, inputs = W_OI.shape
     in_line = LINE // W_OI.itemsize
     W_OC = in_huge_pages(outputs, -(-inputs // in_line) * in_line, dtype=W_OI.dtype)
@@ -86,7 +86,7 @@ def in_lines(W_OI):
 
 
 def room_for(rows, inputs):
-    """Where matvec lays `rows` of inputs as it wants to read them."""
+    """Working memory of matvec, where it rearranges `rows` of inputs."""
     return torch.empty(rows * (-(-inputs // LINE) * LINE + 1))
 
 
@@ -101,7 +101,7 @@ def matvec(x_BI, W_OC, scale_O=None, bias_O=None):
 
 
 def read_all(numbers):
-    """Read a tensor of fp32 (in_huge_pages) as fast as memory gives it, but for a rest below 512 bytes a thread."""
+    """Read an fp32 tensor (in_huge_pages) as fast as memory delivers it, up to the last multiple of 512 bytes per thread."""
     threads = torch.get_num_threads()
     each = 128 * threads
     library()[0].read_all(numbers.data_ptr(), numbers.numel() // each * each, threads)

@@ -77,7 +77,7 @@ def test_it_is_taken_where_it_can_be_and_gives_the_same_tokens():
     assert isinstance(one_token(model, cache, False), CpuStep)
     assert generate(model, [1, 2, 3], 20, Sampling(1.0), num_samples=3, seed=5) == before
     other = tiny_model()
-    lay_out(other, "blocks")
+    lay_out(other, "widened")
     assert not serves(other, cache)
 
 
