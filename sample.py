@@ -37,7 +37,7 @@ WARNING = ("for research only: a language model writes what sounds likely, not w
 BATCH = 8                    # prompts of equal length that are read together
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How the next token is drawn from the model's distribution."""
     temperature: float = free(0.8)          # below 1 sharpens the distribution; 0 takes the likeliest token (greedy)
@@ -49,7 +49,7 @@ class Sampling:
 GREEDY = Sampling(temperature=0.0)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Sample(Sampling):
     """Continue a prompt, or score it."""
     model: str                          # a folder, or a name on the Hugging Face hub

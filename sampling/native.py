@@ -101,7 +101,7 @@ def matvec(x_BI, W_OC, scale_O=None, bias_O=None):
 
 
 def read_all(numbers):
-    """Read an fp32 tensor (in_huge_pages) as fast as memory delivers it, up to the last multiple of 512 bytes per thread."""
+    """Read an fp32 tensor (in_huge_pages) as fast as memory delivers it, but for less than 512 bytes per thread."""
     threads = torch.get_num_threads()
     each = 128 * threads
     library()[0].read_all(numbers.data_ptr(), numbers.numel() // each * each, threads)

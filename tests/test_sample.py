@@ -31,7 +31,7 @@ def draw(logits_V, n=20_000, temperature=1.0, top_k=0, top_p=1.0):
     """The shares of each token among n draws."""
     generator = torch.Generator().manual_seed(0)
     rows = torch.tensor(logits_V).expand(n, -1)
-    drawn = choose(rows, Sampling(temperature, top_k, top_p), [generator] * n)
+    drawn = choose(rows, Sampling(temperature=temperature, top_k=top_k, top_p=top_p), [generator] * n)
     return torch.bincount(drawn, minlength=len(logits_V)) / n
 
 
@@ -97,7 +97,7 @@ def test_the_repetition_penalty_is_transformers():
 
 
 def test_a_strong_repetition_penalty_repeats_nothing():
-    ids = generate(tiny_model(), [1, 2, 3], 25, Sampling(0.0, repetition_penalty=1e9))[0]
+    ids = generate(tiny_model(), [1, 2, 3], 25, Sampling(temperature=0.0, repetition_penalty=1e9))[0]
     assert len({1, 2, 3, *ids}) == 28
 
 
