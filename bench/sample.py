@@ -36,8 +36,8 @@ from model import GPT, GPTConfig  # noqa: E402
 from plumbing.common import ROOT, git_commit, parse_args, speaking_to_the_user, write_json  # noqa: E402
 from plumbing.runtime import pick_device  # noqa: E402
 from sample import KVCache, next_logits, one_token  # noqa: E402
-from sampling.fast_linear import bandwidth_meter, choose_layout, lay_out, weight_bytes  # noqa: E402
-from sampling.native import library  # noqa: E402
+from sampling.choice import candidates, choose_layout  # noqa: E402
+from sampling.fast_linear import bandwidth_meter, lay_out, weight_bytes  # noqa: E402
 
 NEAR, FAR, ROWS = 64, 900, 8        # tokens that are in the cache; samples of one prompt
 LONG = 10.0                         # seconds; a step that takes longer is not repeated
@@ -59,10 +59,11 @@ def main(cfg):
     transformers.utils.logging.set_verbosity_error()
     shape, run = replace(GPTConfig(), n_layer=cfg.layers), Run(device)
     for dtype in ("int8", "bfloat16", "float32") if device.type == "cpu" else ("bfloat16",):
-        chosen, other = choose_layout(dtype, device), "matvec_int8" if dtype == "int8" else "matvec"
-        layouts = {chosen: dtype}
-        if device.type == "cpu" and not library()[1]:            # CPUs with bf16 or 8-bit instructions pass it by
-            layouts.setdefault(other, f"{dtype} in {other}")
+        choice = choose_layout(dtype, build(run.device, replace(shape, n_layer=1), dtype))
+        print(f"{dtype}: {choice.layout}. {choice.reason}")
+        layouts = {choice.layout: dtype}
+        if dtype != "float32":
+            layouts |= {other: f"{dtype} in {other}" for other in candidates(dtype, device) if other != choice.layout}
         for layout, name in layouts.items():
             ours(run, shape, dtype, layout, name)
             gc.collect()
@@ -117,11 +118,16 @@ def cache_bytes(shape, itemsize, past):
     return 2 * shape.n_layer * shape.n_embd * itemsize * past
 
 
-def ours(run, shape, dtype, layout, name):
+def build(device, shape, dtype):
     with torch.device("meta"):
         model = GPT(shape).eval()
     model.load_state_dict(random_weights(model, dtype), assign=True)
-    lay_out(model.to(run.device), layout)
+    return model.to(device)
+
+
+def ours(run, shape, dtype, layout, name):
+    model = build(run.device, shape, dtype)
+    lay_out(model, layout)
     read = weight_bytes(model)
     like, device = model.ln_f.weight, run.device
     for past, rows in ((NEAR, 1), (FAR, 1), (NEAR, ROWS)):

@@ -6,12 +6,36 @@ import signal
 import time
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 
 import torch
 
+from plumbing.common import UserError
 
-def pick_device():
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+def pick_device(name="auto"):
+    """The device called "cpu", "cuda" or "mps" (Apple's GPU), or for "auto" a GPU if there is one."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(device for device, usable in there.items() if usable)
+    if not there[name]:
+        raise UserError(f"--device {name}: this machine has no such device, or this torch cannot use it")
+    return torch.device(name)
+
+
+def precise_dtype(device):
+    """float64 where the device has it; Apple's GPUs have not."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def free_memory(device):
+    """Bytes that can still be allocated on a device; None where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    meminfo = Path("/proc/meminfo")                  # Linux
+    if device.type != "cpu" or not meminfo.is_file():
+        return None
+    return next(1024 * int(line.split()[1]) for line in meminfo.read_text().splitlines() if "MemAvailable" in line)
 
 
 def matrix_dtype(dtype, device):

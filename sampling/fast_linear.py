@@ -3,11 +3,10 @@
 Teaches why generating is slow: every new token reads every weight once and uses it for two operations, so a token takes
 (bytes of the weights) / (bandwidth of the memory), if the matrix product can keep up. Whether it can depends on how the
 weights are stored and on the processor's instructions. LAYOUTS has the ways to store them.
-Not here: training (these layers have no gradient), reading folders (model.py; lay_out comes after it, and a model that
-is laid out cannot be saved).
+Not here: which layout is the fastest here (choice.py), training (these layers have no gradient), reading folders
+(model.py; lay_out comes after it, and a model that is laid out cannot be saved).
 
-    layout = choose_layout("bfloat16", device)
-    lay_out(model, layout)                          # replaces every nn.Linear, and sets model.lm_head
+    lay_out(model, "matvec")                        # replaces every nn.Linear, and sets model.lm_head
 
     layout        weights     inputs  where, and its price
     plain         any         same    F.linear. GPUs, and fp32 on a CPU without a C compiler
@@ -15,7 +14,7 @@ is laid out cannot be saved).
     matvec_int8   int8        fp32    the same; weights are rounded to 8 bits with a scale per output, inputs to 16 bits
     onednn        bf16        bf16    CPUs with bf16 instructions: packed for oneDNN, twice as fast as F.linear
     int8          int8        fp32    x86 CPUs with 8-bit instructions (VNNI), or no compiler: inputs of 8 bits as well
-    widened       bf16        fp32    any CPU, without a compiler: a block of weights at a time is converted to fp32
+    widened       bf16, fp16  fp32    any CPU, without a compiler: a block of weights at a time is converted to fp32
     widened_int8  int8        fp32    the same, and GPUs (inputs as the model has them): saves memory, not time
 
 TRAP: without bf16 instructions (AVX-512 BF16, AMX) torch computes a bf16 product of more than one row in a scalar loop,
@@ -161,23 +160,6 @@ def available(layout):
     return all(hasattr(getattr(torch.ops, package), name) for package, name in pairs)
 
 
-def choose_layout(dtype, device):
-    """The fastest layout on this machine for weights of "float32", "bfloat16" or "int8"."""
-    compiled = library()[0] is not None
-    if device.type != "cpu":
-        return "widened_int8" if dtype == "int8" else "plain"
-    if dtype == "int8":
-        fbgemm = "x86" in torch.backends.quantized.supported_engines and available("int8")
-        if fbgemm and (has("avx512_vnni", "avx_vnni", "amx_int8") or not compiled):
-            return "int8"
-        return "matvec_int8" if compiled else "widened_int8"
-    if dtype == "bfloat16" and has("avx512_bf16", "amx_bf16"):
-        return "onednn" if available("onednn") else "plain"
-    if compiled:
-        return "matvec"
-    return "widened" if dtype == "bfloat16" else "plain"
-
-
 # ---- A model in a layout ----
 
 
@@ -188,6 +170,7 @@ class FastLinear(nn.Module):
         super().__init__()
         self.layout = layout
         self.packed = LAYOUTS[layout].pack(weight_OI, bias_O)
+        self.inputs, self.dtype = weight_OI.shape[1], weight_OI.dtype
         self.bytes = weight_OI.numel() * (1 if "int8" in layout else weight_OI.itemsize)
 
     def forward(self, x):
