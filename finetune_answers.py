@@ -31,6 +31,7 @@ from answers.examples import START, AnswerModel, Example, Reader, read_items, sp
 from answers.extraction import FinetuneSpan, finetune_spans
 from answers.report import assess, summary
 from answers.scores import ranked_answers
+from baselines import load
 from plumbing.common import (
     UserError,
     git_commit,
@@ -42,7 +43,7 @@ from plumbing.common import (
 )
 from plumbing.runtime import matrix_dtype, pick_device
 from questions.heads import computing, parts
-from sample import WARNING, Sampling, load, stream
+from sample import WARNING, Sampling, stream
 from sampling.text import groups
 from training.finetuning import Finetuning, descend, save_model, settings
 from training.parallel import device_mesh, join_world, shard_model

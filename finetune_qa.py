@@ -29,6 +29,7 @@ import torch
 import torch.nn.functional as F
 import tyro
 
+from baselines import load
 from plumbing.common import UserError, git_commit, parse_args, speaking_to_the_user, write_json, write_json_lines
 from plumbing.runtime import matrix_dtype
 from questions import heads
@@ -37,7 +38,6 @@ from questions.heads import labels_of, predict
 from questions.metrics import accuracy
 from questions.report import assess, predictions_of, read_predictions, summary
 from questions.zero_shot import ZeroShot, zero_shot
-from sample import load
 from training.finetuning import Finetuning, descend, settings
 from training.parallel import device_mesh, join_world, shard_model
 from training.trainable import check_weights, choose_weights
@@ -166,7 +166,7 @@ def select(model, trees, dev, cfg, world, state):
 def build(cfg, world, seed, files):
     """The model with its new head and tokens, the trees of each file, and how many questions of each were cut."""
     device = torch.device("cpu") if cfg.parallel == "fsdp" else world.device       # fsdp moves block by block
-    gpt, tok = load(cfg.model, getattr(torch, cfg.weights), device, encoders=True)
+    gpt, tok = load(cfg.model, getattr(torch, cfg.weights), device, allow_encoders=True)
     reading = getattr(gpt, "reading", heads)     # what is not causal brings its own rows: baselines/encoder_rows.py
     if cfg.untrained:
         gpt.init_weights(seed)

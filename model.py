@@ -194,6 +194,7 @@ class GPT(nn.Module):
     # In what the other families in baselines/ differ, beside a method or two:
     config_class, block_class, architecture = GPTConfig, Block, "GPT2LMHeadModel"
     transposed, residual = CONV1D, ("c_proj",)      # the ends of weights that lie as [in, out]; what adds to the stream
+    causal = True                                   # a token sees the tokens before it; encoders see all
     has_kernels = True                              # kernels/ and cuda_graph.py compute this network
 
     def __init__(self, cfg):

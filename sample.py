@@ -22,13 +22,12 @@ from typing import Literal
 
 import torch
 
-from baselines import load_model, load_tokenizer
+from baselines import load
 from plumbing.common import UserError, check_ranges, free, parse_args, speaking_to_the_user
-from plumbing.huggingface import find_folder
 from plumbing.runtime import pick_device, precise_dtype
 from sampling.cache import KVCache
-from sampling.cpu_step import CpuStep, serves
 from sampling.choice import choose_layout, choose_threads, weights_dtype
+from sampling.cpu_step import CpuStep, serves
 from sampling.fast_linear import lay_out, share_of_bandwidth
 from sampling.native import library
 from sampling.score import check_finite, score_prompt
@@ -70,19 +69,7 @@ class Sample(Sampling):
     json: bool = False                  # print one JSON line: samples, tokens_per_second ...
 
 
-RANGES = {
-    "temperature": (0, None),               # 0 is greedy
-    "top_k": (0, None),                     # 0 keeps all
-    "top_p": (1e-6, 1),                     # 1 keeps all
-    "repetition_penalty": (1e-3, None),     # 1 changes nothing
-    "max_new_tokens": (1, None),
-    "num_samples": (1, 2**16),
-    # TRAP: torch's CPU generator reads 32 bits of a seed, so that seed 2^32 would draw what seed 0 draws.
-    "seed": (0, 2**32 - 1),
-}
-
-
-# ---- The next token ----
+# ---- From a prompt to tokens ----
 
 
 def penalize(logits_BV, seen_BV, penalty):
@@ -119,9 +106,6 @@ def choose(logits_BV, sampling, generators):
 def next_logits(model, cache, ids_BT):
     """logits_BV of the token after the last one; the head is not computed for the others."""
     return model.logits(model.hidden(ids_BT, cache)[:, -1])
-
-
-# ---- Generation ----
 
 
 @torch.inference_mode()
@@ -186,19 +170,6 @@ def generate(model, prompt_ids, max_new_tokens, sampling=GREEDY, num_samples=1, 
     return samples
 
 
-def load(name_or_folder, dtype, device, encoders=False):
-    """A model and its tokenizer from one folder, checked to belong together. encoders: may it be one, too?"""
-    folder = find_folder(name_or_folder)
-    model, tok = load_model(folder, dtype).to(device), load_tokenizer(folder)
-    if len(tok) > model.cfg.vocab_size:
-        raise UserError(f"{folder}: the tokenizer has {len(tok)} tokens, the model only {model.cfg.vocab_size}; "
-                        "they do not belong together")
-    if hasattr(model, "reading") and not encoders:
-        raise UserError(f"{folder}: an encoder, which writes no text and tells of none how likely it is; it is for "
-                        "finetune_qa.py and finetune_answers.py span")
-    return model, tok
-
-
 # ---- The script ----
 
 
@@ -207,7 +178,7 @@ def main(cfg):
     if cfg.prompt is None and cfg.file is None and sys.stdin is not None and sys.stdin.isatty():
         cfg = replace(cfg, interactive=True)
     check(cfg)
-    model, tok = prepare(cfg)
+    cfg, model, tok = prepare(cfg)
     if cfg.interactive:
         return converse(cfg, model, tok)
     try:
@@ -219,13 +190,21 @@ def main(cfg):
 
 
 def check(cfg):
-    check_ranges(cfg, RANGES | {"seed": (0, 2**32 - cfg.num_samples)})
+    check_ranges(cfg, {
+        "temperature": (0, None),               # 0 is greedy
+        "top_k": (0, None),                     # 0 keeps all
+        "top_p": (1e-6, 1),                     # 1 keeps all
+        "repetition_penalty": (1e-3, None),     # 1 changes nothing
+        "max_new_tokens": (1, None),
+        "num_samples": (1, 2**16),
+        # TRAP: torch's CPU generator reads 32 bits of a seed, so that seed 2^32 would draw what seed 0 draws.
+        "seed": (0, 2**32 - cfg.num_samples)})
     if (cfg.prompt is not None) + (cfg.file is not None) + cfg.interactive != 1:
         raise UserError("give exactly one of --prompt, --file and --interactive")
 
 
 def prepare(cfg):
-    """The model, its weights laid out for this machine, and its tokenizer; prints what was chosen."""
+    """Settings with what was chosen, the model laid out for this machine, and its tokenizer; prints the choices."""
     device = pick_device(cfg.device)
     dtype = weights_dtype(cfg.dtype, device)
     model, tok = load(cfg.model, torch.bfloat16 if dtype == "int8" else getattr(torch, dtype), device)
@@ -238,14 +217,11 @@ def prepare(cfg):
     chosen = [f"{dtype} weights on {device}", f"layout {choice.layout}"]
     if device.type == "cpu":
         chosen += [f"{torch.get_num_threads()} threads", choice.reason, f"slow: {why}" if (why := library()[1]) else ""]
-    if uses_graph(cfg, model):
+    cfg = replace(cfg, cuda_graph=cfg.cuda_graph and device.type == "cuda" and model.has_kernels)
+    if cfg.cuda_graph:
         chosen.append("one CUDA graph per token")
     print(f"{WARNING}\n{', '.join(filter(None, chosen))}", file=sys.stderr)
-    return model, tok
-
-
-def uses_graph(cfg, model):
-    return cfg.cuda_graph and model.ln_f.weight.is_cuda and model.has_kernels
+    return cfg, model, tok
 
 
 def continue_one(cfg, model, tok, prompt):
@@ -268,8 +244,7 @@ def continue_one(cfg, model, tok, prompt):
         return result
 
     print("".join(f"\n\n{shown}{text}" for text in samples[1:]))
-    share = figures["bandwidth_share"]
-    share = f", {share:.0%} of the memory's bandwidth" if share else ""
+    share = f", {share:.0%} of the memory's bandwidth" if (share := figures["bandwidth_share"]) else ""
     print(f"{figures['tokens']} tokens, {figures['tokens_per_second']:.1f} tokens/s{share}", file=sys.stderr)
     return result
 
@@ -298,16 +273,15 @@ def continue_prompts(cfg, model, tok, encoded, show=lambda text: None):
 
     `show` receives the text of the first sample while it is made.
     """
-    T = len(encoded[0])
-    room = model.cfg.n_positions - T
-    if room < cfg.max_new_tokens:
-        print(f"note: stopping after {room} new tokens, where the model's {model.cfg.n_positions} positions end",
+    T, positions = len(encoded[0]), model.cfg.n_positions
+    if T + cfg.max_new_tokens > positions:
+        print(f"note: stopping after {positions - T} new tokens, where the model's {positions} positions end",
               file=sys.stderr)
 
     texts = [TextStream(tok, cfg.stop) for _ in range(len(encoded) * cfg.num_samples)]
     tokens, times = 0, [time.perf_counter()]
     for column in stream(model, encoded, cfg.max_new_tokens, cfg, cfg.num_samples, cfg.seed, tok.eos_id,
-                         stopped=lambda row: texts[row].stopped, cuda_graph=uses_graph(cfg, model)):
+                         stopped=lambda row: texts[row].stopped, cuda_graph=cfg.cuda_graph):
         for row, token in column:
             certain = texts[row].feed(token)
             if row == 0:
@@ -328,12 +302,12 @@ def converse(cfg, model, tok):
     """Continue each line that is typed, as a text of its own. Ctrl-C ends a text, Ctrl-D the session."""
     while True:
         try:
-            continue_one(cfg, model, tok, input("\n> "))
+            prompt = input("\n> ")
         except EOFError:
             print()
             return
-        except UnicodeDecodeError as error:
-            print(f"error: what was typed is not UTF-8 text ({error})", file=sys.stderr)
+        try:
+            continue_one(cfg, model, tok, prompt)
         except KeyboardInterrupt:
             print("\n(interrupted)", file=sys.stderr)
         except UserError as error:       # only this prompt is wrong; the next may be right

@@ -26,11 +26,11 @@ from answers.examples import splits_of, unasked
 from answers.report import shown, span_scores
 from answers.scores import best_threshold, squad2_scores
 from answers.spans import SPAN, SpanModel, SpanReader, best_spans, read_off, read_squad, span_loss
+from baselines import load
 from plumbing.common import UserError, git_commit, write_json, write_json_lines, written_whole
 from plumbing.huggingface import find_folder, read_tensors
 from plumbing.runtime import matrix_dtype
 from questions.heads import computing, parts
-from sample import load
 from training.finetuning import Finetuning, descend, save_model, settings
 from training.parallel import device_mesh, join_world, shard_model
 from training.trainable import check_weights, choose_weights
@@ -155,7 +155,7 @@ def finetune(cfg, world, seed, files):
 def build(cfg, world, seed):
     """The model with its head, which a folder may bring along, and its new tokens; its tokenizer; the reader."""
     device = torch.device("cpu") if cfg.parallel == "fsdp" else world.device       # fsdp moves block by block
-    gpt, tok = load(cfg.model, getattr(torch, cfg.weights), device, encoders=True)
+    gpt, tok = load(cfg.model, getattr(torch, cfg.weights), device, allow_encoders=True)
     if cfg.untrained:
         gpt.init_weights(seed)
     reading = {"read": gpt.reading.read} if hasattr(gpt, "reading") else {}        # an encoder's: encoder_rows.py

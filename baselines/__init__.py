@@ -1,12 +1,11 @@
 """The systems BioMedLM is compared with, through the same scripts: one file a family, told apart here.
 
-A folder's config.json names its family (model_type), and this table the file that computes it. Every script loads its
-model by load_model and its tokenizer by load_tokenizer; a reader of BioMedLM may stop here, at the line "gpt2".
+A folder's config.json names its family (model_type); FAMILIES names the file that computes it. Every script loads a
+model and its tokenizer with `load`.
 
-    model = load_model("EleutherAI/gpt-neo-2.7B", torch.float32)       # or "stanford-crfm/BioMedLM", or a local folder
-    tok = load_tokenizer(find_folder("EleutherAI/gpt-neo-2.7B"))
+    model, tok = load("EleutherAI/gpt-neo-2.7B", torch.float32, "cpu")     # or "stanford-crfm/BioMedLM", or a folder
 
-Not here: what a family computes (its file), how folders are read (huggingface.py).
+Not here: what a family computes (its file), how folders are read (plumbing/huggingface.py).
 """
 from importlib import import_module
 
@@ -27,6 +26,23 @@ FAMILIES = {                                # model_type -> (module, class)
 
 # Whose shapes are their families' defaults: known without a download.
 DEFAULTS = {"stanford-crfm/BioMedLM": "gpt2", "meta-llama/Llama-2-7b-chat-hf": "llama"}
+
+
+def load(name_or_folder, dtype, device, allow_encoders=False):
+    """(model, tokenizer) of a local folder or a name on the Hugging Face hub, in evaluation mode.
+
+    UserError if they do not belong together, or for a BERT-like encoder unless allow_encoders.
+    """
+    folder = find_folder(name_or_folder)
+    family = family_of(folder)
+    if not family.causal and not allow_encoders:
+        raise UserError(f"{folder}: an encoder cannot write text or score one; use it with finetune_qa.py or "
+                        "`finetune_answers.py span`")
+    model, tok = family.from_pretrained(folder, dtype).to(device), load_tokenizer(folder)
+    if len(tok) > model.cfg.vocab_size:
+        raise UserError(f"{folder}: the tokenizer has {len(tok)} tokens, the model only {model.cfg.vocab_size}; "
+                        "they do not belong together")
+    return model, tok
 
 
 def load_model(name_or_folder, dtype=torch.float32):
@@ -56,7 +72,7 @@ def shape_of(name):
         return family, family.config_class()
     folder = find_folder(name, ["config.json"])
     family = family_of(folder)
-    if not hasattr(family, "config_class"):
+    if not family.causal:
         raise UserError(f"{folder}: an encoder; plans are made for causal models")
     return family, family.config_class.from_json(folder / "config.json")
 

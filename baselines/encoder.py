@@ -194,6 +194,7 @@ class Encoder(nn.Module):
     all layers or in none.
     """
 
+    causal = False               # every token sees all others
     reading = encoder_rows       # how it is asked; models without this are asked as heads.py does
 
     def __init__(self, cfg):

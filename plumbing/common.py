@@ -82,7 +82,8 @@ def speaking_to_the_user():
 
 
 def prepare_streams():
-    """Characters that the terminal cannot show are printed as \\u escapes. Python sets a closed stream to None."""
+    """Characters that the terminal cannot show are printed as \\u escapes, and bytes of stdin that are not UTF-8 are
+    read as halves of surrogate pairs, which can be named in an error. Python sets a closed stream to None."""
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")
     if sys.stdout is None:
@@ -90,6 +91,8 @@ def prepare_streams():
         sys.exit(1)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
 
 
 @contextmanager

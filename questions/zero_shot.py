@@ -13,12 +13,12 @@ from typing import Literal
 
 import torch
 
+from baselines import load
 from plumbing.common import git_commit, write_json, write_json_lines
 from plumbing.runtime import matrix_dtype, pick_device
 from questions.format import read_questions
 from questions.heads import Likelihood, Reader, predict
 from questions.report import assess, predictions_of, summary
-from sample import load
 from training.parallel import World
 
 

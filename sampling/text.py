@@ -30,7 +30,7 @@ def read_prompts(path):
     try:
         text = sys.stdin.read() if source == "stdin" else Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{source}: cannot be read as UTF-8 text ({error})") from error
+        raise UserError(f"{source}: cannot be read as text ({error})") from error
 
     lines = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:

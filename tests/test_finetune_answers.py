@@ -12,9 +12,9 @@ from transformers import GPT2LMHeadModel
 
 import finetune_answers
 from answers.examples import START, AnswerModel, Example, Item, Reader, read_items, splits_of, windows
+from baselines import load
 from finetune_answers import PRESETS, Answer, FinetuneAnswers
 from plumbing.common import UserError, parse_args
-from sample import load
 from tokenizer import Tokenizer
 from training import finetuning
 from training.parallel import World

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers.processors import BertProcessing
 
 import finetune_qa
-from baselines import encoder_rows, load_tokenizer, pretrain_encoder
+from baselines import encoder_rows, load, load_tokenizer, pretrain_encoder
 from baselines.encoder import ASIDE, Encoder, EncoderConfig
 from baselines.pretrain_encoder import PretrainEncoder
 from baselines.subwords import Subwords
@@ -21,7 +21,6 @@ from finetune_qa import FinetuneQA
 from plumbing.common import UserError
 from questions.format import Question
 from questions.packed import Tree
-from sample import load
 from tokenizer import Tokenizer
 from training.parallel import World, device_mesh, shard_model
 
@@ -251,7 +250,7 @@ def test_fsdp_gathers_alberts_shared_block_for_each_of_its_layers_and_sums_its_g
 
 
 def test_an_encoder_is_not_asked_to_write(folders):
-    with pytest.raises(UserError, match="an encoder, which writes no text"):
+    with pytest.raises(UserError, match="an encoder cannot write text"):
         load(folders["bert"], torch.float32, "cpu")
     with pytest.raises(UserError, match="does not tell how likely"):
         encoder_rows.Reader("likelihood", load_tokenizer(folders["bert"]), 0, 16)
@@ -287,7 +286,7 @@ def test_an_encoder_learns_from_our_shards_goes_on_where_it_stopped_and_is_fine_
     assert len(pretrain_encoder.main(cfg)) == 10
     with pytest.raises(UserError, match="made with masked = 0.15, now it is 0.2"):
         pretrain_encoder.main(replace(cfg, masked=0.2))
-    model, tok = load(str(tmp_path / "out/model"), torch.float32, "cpu", encoders=True)
+    model, tok = load(str(tmp_path / "out/model"), torch.float32, "cpu", allow_encoders=True)
     theirs = transformers.BertForMaskedLM.from_pretrained(tmp_path / "out/model").eval()
     ids_BT = torch.tensor([[tok.specials["[CLS]"], 5, tok.specials["[MASK]"], tok.specials["[SEP]"]]])
     torch.testing.assert_close(model(ids_BT), theirs(ids_BT).logits, atol=1e-5, rtol=1e-5)

@@ -10,16 +10,13 @@ from sampling.fast_linear import (
     LAYOUTS,
     FastLinear,
     available,
-    choose_layout,
     has,
     lay_out,
     quantize,
-    read_bandwidth,
     weight_bytes,
 )
 from sampling.native import in_lines, library, matvec
 
-CPU = torch.device("cpu")
 X86 = "x86" in torch.backends.quantized.supported_engines
 BF16 = has("avx512_bf16", "amx_bf16")
 needs_a_compiler = pytest.mark.skipif(bool(library()[1]), reason=library()[1])
@@ -129,18 +126,6 @@ def test_inputs_that_are_no_numbers_are_not_rounded_to_some(kind, damage):
     assert not y_BO[0].isfinite().any() and y_BO[1].isfinite().all()
 
 
-@pytest.mark.parametrize("compiler, said", [("no-such-compiler", "no C compiler"), ("false", "could not be compiled")])
-def test_without_a_compiler_torch_serves_and_the_reason_is_known(monkeypatch, compiler, said):
-    monkeypatch.setenv("CC", compiler)
-    monkeypatch.setattr(fast_linear, "has", lambda *instructions: False)
-    library.cache_clear()
-    assert said in library()[1]
-    assert (choose_layout("float32", CPU), choose_layout("bfloat16", CPU)) == ("plain", "widened")
-    assert choose_layout("int8", CPU) == ("int8" if X86 else "widened_int8")
-    assert read_bandwidth(CPU) > 0
-    library.cache_clear()
-
-
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if LAYOUTS[name].operators])
 @pytest.mark.skipif(not X86, reason="for x86 CPUs")
 def test_torch_still_has_the_private_operators(layout):
@@ -153,25 +138,6 @@ def test_onednns_packed_weights_give_linears_results():
     (W_OI, b_O), x_BI = weights(), torch.randn(3, 48, generator=torch.Generator().manual_seed(2))
     packed = fast_linear.pack_onednn(W_OI, b_O)
     assert error(fast_linear.onednn(x_BI, *packed), F.linear(x_BI, W_OI, b_O).double()) < 1e-6
-
-
-def test_without_the_private_operators_other_layouts_serve(monkeypatch):
-    monkeypatch.setattr(fast_linear, "available", lambda layout: False)
-    monkeypatch.setattr(fast_linear, "has", lambda *instructions: True)
-    monkeypatch.setattr(fast_linear, "library", lambda: (object(), ""))                 # as if there were a compiler
-    assert choose_layout("int8", CPU) == "matvec_int8" and choose_layout("bfloat16", CPU) == "plain"
-    monkeypatch.setattr(fast_linear, "library", lambda: (None, "no compiler"))
-    assert choose_layout("int8", CPU) == "widened_int8"
-
-
-def test_the_layout_follows_the_processor(monkeypatch):
-    monkeypatch.setattr(fast_linear, "library", lambda: (object(), ""))
-    for there, bf16, int8 in ((True, "onednn", "int8" if X86 else "matvec_int8"), (False, "matvec", "matvec_int8")):
-        monkeypatch.setattr(fast_linear, "has", lambda *instructions, there=there: there)
-        assert choose_layout("bfloat16", CPU) == bf16 and choose_layout("int8", CPU) == int8
-        assert choose_layout("float32", CPU) == "matvec"
-    assert choose_layout("bfloat16", torch.device("cuda")) == "plain"
-    assert choose_layout("int8", torch.device("cuda")) == "widened_int8"
 
 
 @pytest.mark.parametrize("dtype, layout, bound", [
