@@ -19,12 +19,13 @@ import torch
 from model import linears
 from plumbing.common import UserError
 from plumbing.runtime import matrix_dtype
-from sampling.fast_linear import LAYOUTS, FastLinear, available, bandwidth_meter, has
+from sampling.fast_linear import LAYOUTS, FastLinear, available, has
 from sampling.native import library
 
 ROWS = 64                     # of a prompt
-REPEATS = 5                   # the shortest of these counts
+REPEATS = 3                   # of which the shortest counts
 CLEARLY = 1.1                 # a later candidate must be that many times as fast; smaller differences may be noise
+OTHER = 2**24                 # numbers (64 MB) that are read between two products, to empty the cache
 MIN_WEIGHTS = 2**22           # of the measured matrix; smaller ones stay in the processor's cache
 
 
@@ -71,7 +72,7 @@ def choose_layout(dtype, model, fixed="auto"):
     if len(layouts) == 1 or W_OI.numel() < MIN_WEIGHTS:
         return Choice(layouts[0])
 
-    between = bandwidth_meter(W_OI.device)
+    between = torch.ones(OTHER).sum
     seconds = {layout: measure(layout, W_OI, between) for layout in layouts}
     layout = fastest({name: one for name, (one, _) in seconds.items()})
     for_prompts = fastest({name: many for name, (_, many) in seconds.items()})
@@ -90,7 +91,7 @@ def choose_threads(model):
     if not model.wte.weight.is_cpu or "OMP_NUM_THREADS" in os.environ or linear.bytes < MIN_WEIGHTS:
         return threads
 
-    between, seconds = bandwidth_meter(model.wte.weight.device), {}
+    between, seconds = torch.ones(OTHER).sum, {}
     while threads:
         torch.set_num_threads(threads)
         seconds[threads] = time_of_rows(linear, 1, between)

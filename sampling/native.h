@@ -19,6 +19,9 @@ typedef uint32_t u8 __attribute__((vector_size(32), may_alias));
 static inline f8 fused(f8 a, f8 b, f8 c) {
 #ifdef __FMA__
     return (f8)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined __ARM_FEATURE_FMA
+    EACH(j, 8) c[j] = __builtin_fmaf(a[j], b[j], c[j]);          /* compilers make two vectors of it */
+    return c;
 #else
     return a * b + c;
 #endif

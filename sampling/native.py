@@ -15,6 +15,7 @@ import shutil
 import subprocess
 from contextlib import suppress
 from ctypes import c_long, c_void_p
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -23,7 +24,9 @@ from plumbing.common import written_whole
 
 HERE = Path(__file__).parent
 SOURCES = [HERE / name for name in ("matvec.c", "attend.c", "cpu_step.c")]
-FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC")
+FLAGS = ("-O3", "-ffp-contract=off", "-shared", "-fPIC")
+NATIVE = ("-march=native", "-mcpu=native")       # clang on ARM knows the second
+OPENMP = ("-fopenmp", "")                        # Apple's clang has none: the loops then run in one thread
 LINE = 64                        # bytes: memory is read in lines of this size
 
 
@@ -39,27 +42,34 @@ class Matrix(ctypes.Structure):
 
 @functools.cache
 def library():
-    """(the compiled functions, ""), or (None, the reason why there are none)."""
+    """(the compiled functions, ""), or (functions for one thread, why), or (None, the reason why there are none)."""
     compiler = shlex.split(os.environ.get("CC", "cc"))
     if not compiler or not shutil.which(compiler[0]):
         return None, "there is no C compiler (install gcc or clang, or name yours in CC)"
+    for openmp, native in product(OPENMP, NATIVE):
+        try:
+            functions = compiled([*compiler, *FLAGS, native, *filter(None, [openmp])])
+        except (OSError, subprocess.CalledProcessError) as error:
+            said = (getattr(error, "stderr", None) or str(error).encode()).decode(errors="replace").strip()
+            continue
+        return functions, "" if openmp else f"{compiler[0]} has no OpenMP, so that the C loops run in one thread"
+    return None, f"sampling/*.c could not be compiled ({said.splitlines()[-1]})"
+
+
+def compiled(command):
+    """The functions of the .c files, compiled by this command unless its result is still there."""
     # The name depends on the processor: machines of several kinds may share this folder.
     content = [source.read_text() for source in (HERE / "native.h", *SOURCES)]
-    content += [compiler, FLAGS, sorted(torch.cpu.get_capabilities().items())]
+    content += [command, sorted(torch.cpu.get_capabilities().items())]
     path = HERE / "__pycache__" / f"native-{hashlib.sha256(str(content).encode()).hexdigest()[:16]}.so"
-    try:
-        if not path.is_file():
-            with written_whole(path) as temporary:
-                subprocess.run([*compiler, *FLAGS, *map(str, SOURCES), "-lm", "-o", str(temporary)], check=True,
-                               capture_output=True)
-        functions = ctypes.CDLL(str(path))
-    except (OSError, subprocess.CalledProcessError) as error:
-        said = getattr(error, "stderr", b"") or str(error).encode()
-        return None, f"sampling/*.c could not be compiled ({said.decode(errors='replace').strip().splitlines()[-1]})"
+    if not path.is_file():
+        with written_whole(path) as temporary:
+            subprocess.run([*command, *map(str, SOURCES), "-lm", "-o", str(temporary)], check=True, capture_output=True)
+    functions = ctypes.CDLL(str(path))
     functions.matvec.argtypes = [ctypes.POINTER(Matrix)] + [c_void_p] * 3 + [c_long] * 2
     functions.cpu_step.argtypes = [c_void_p] * 2 + [c_long] * 2
     functions.read_all.argtypes = [c_void_p] + [c_long] * 2
-    return functions, ""
+    return functions
 
 
 def in_huge_pages(*shape, dtype):
