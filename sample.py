@@ -62,7 +62,7 @@ class Sample(Sampling):
     stop: tuple[str, ...] = ()          # strings that end a sample; they are not part of it
     num_samples: int = 1                # samples of each prompt, which is read once for all
     seed: int = 0                       # sample i depends on seed + i, not on how many are drawn
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"      # mps (Apple's GPU) has not been run on hardware yet
     dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"      # of the weights
     layout: str = "auto"                # of the weights in memory: auto measures, a name of fast_linear.py fixes it
     cuda_graph: bool = True             # on a GPU: one launch per token

@@ -1,8 +1,9 @@
 """Which layout and how many threads are the fastest here: measured, not guessed.
 
-Teaches that a rule about processors ages, and that a few products of one of the model's own matrices do not. Where
-several layouts can run, each multiplies that matrix with one row (a new token) and with many rows (a prompt). A token
-takes longer than its share of a prompt, so the time of one row decides.
+Teaches that a rule about processors is wrong on the next processor, while a measurement is not. Where several layouts
+can run, each multiplies one of the model's own matrices with one row (a new token) and with many rows (a prompt). The
+time of one row decides, since most of the time goes to new tokens. Two layouts at once would take twice the memory; if
+another one is faster for many rows, the reason names it.
 Not here: the layouts (fast_linear.py).
 
     choice = choose_layout("int8", model)           # choice.layout, choice.reason

@@ -14,7 +14,8 @@ Not here: which layout is the fastest here (choice.py), training (these layers h
     matvec_int8   int8        fp32    the same; weights are rounded to 8 bits with a scale per output, inputs to 16 bits
     onednn        bf16        bf16    CPUs with bf16 instructions: packed for oneDNN, twice as fast as F.linear
     int8          int8        fp32    x86 CPUs with 8-bit instructions (VNNI), or no compiler: inputs of 8 bits as well
-    widened       bf16, fp16  fp32    any CPU, without a compiler: a block of weights at a time is converted to fp32
+    widened       bf16, fp16  fp32    any CPU: a block of weights at a time is converted to fp32; for bf16 if there is
+                                      no compiler
     widened_int8  int8        fp32    the same, and GPUs (inputs as the model has them): saves memory, not time
 
 TRAP: without bf16 instructions (AVX-512 BF16, AMX) torch computes a bf16 product of more than one row in a scalar loop,
@@ -240,9 +241,10 @@ def read_bandwidth(device):
 
 def share_of_bandwidth(model, prompt_length, rows, times):
     """Bytes that the tokens after the first had to read, weights and cache, divided by what memory could have given in
-    their time. times: when each token was complete, after the start. None where too few bytes were read to judge."""
+    their time. times: the start, then when each token was complete. None where too few bytes were read to judge, and on
+    Apple's GPUs, whose bandwidth is not measured."""
     steps = len(times) - 2
-    if steps < 1 or weight_bytes(model) < MIN_BYTES_TO_JUDGE_BANDWIDTH:
+    if steps < 1 or weight_bytes(model) < MIN_BYTES_TO_JUDGE_BANDWIDTH or model.wte.weight.is_mps:
         return None
     cfg = model.cfg
     per_position = 2 * cfg.n_layer * cfg.n_head * cfg.head_width * model.ln_f.weight.itemsize * rows

@@ -23,10 +23,10 @@ def run(shell, body, tmp_path, **environment):
     return finished.returncode, finished.stderr.decode(), finished.stdout.decode(errors="replace")
 
 
+pytestmark = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux")
 LINES = "for i in range(20_000): print('a line of text')"
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux")
 @pytest.mark.parametrize("shell, code, said", [
     ("{} | head -1", 141, ""),
     ("{} > /dev/full", 1, "error: the output: the disk is full\n"),

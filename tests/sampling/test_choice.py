@@ -3,7 +3,6 @@ import pytest
 import torch
 from conftest import tiny_model
 
-from model import linears
 from plumbing.common import UserError
 from sampling import choice
 from sampling.choice import Choice, candidates, choose_layout, choose_threads, fastest, weights_dtype
@@ -117,8 +116,3 @@ def test_auto_is_float16_on_a_gpu_without_bf16_alone(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     assert weights_dtype("auto", GPU) == "bfloat16"
     assert weights_dtype("auto", CPU) in ("bfloat16", "float32")
-
-
-def test_the_matrix_that_is_measured_is_the_models_largest():
-    shapes = [linear.weight.shape for _, _, linear in linears(tiny_model().h[0])]
-    assert max(shapes, key=lambda shape: shape.numel()) == shapes[2]
