@@ -106,7 +106,7 @@ PRESETS = {
                              epochs=3, batch_size=16, micro_batch_size=8, learning_rate=5e-5, warmup_ratio=0.0,
                              weight_decay=0.0),
 }
-FREE = {"max_test", *Decoding.__dataclass_fields__} - {"max_source", "max_target", "stride"}   # may change before resuming
+FREE = {"max_test", *Decoding.__dataclass_fields__} - {"max_source", "max_target", "stride"}  # resuming
 
 
 def main(cfg):

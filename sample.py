@@ -12,10 +12,11 @@ Not here: the network (model.py), the cache of keys and values (sampling/cache.p
     python sample.py --model stanford-crfm/BioMedLM --file prompts.txt > answers.jsonl
     python sample.py --model stanford-crfm/BioMedLM --prompt "Aspirin inhibits COX-1." --score
 """
+import plumbing.interrupt  # noqa: F401, I001  first, for Ctrl-C during the imports
 import json
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -23,12 +24,13 @@ import torch
 
 from baselines import load
 from plumbing.common import UserError, check_ranges, free, parse_args, speaking_to_the_user
-from plumbing.runtime import matrix_dtype, pick_device
+from plumbing.runtime import pick_device, precise_dtype
 from sampling.cache import KVCache
+from sampling.choice import choose_layout, choose_threads, weights_dtype
 from sampling.cpu_step import CpuStep, serves
-from sampling.fast_linear import choose_layout, lay_out, share_of_bandwidth
+from sampling.fast_linear import lay_out, share_of_bandwidth
 from sampling.native import library
-from sampling.score import score_prompt
+from sampling.score import check_finite, score_prompt
 from sampling.text import TextStream, check_stops, encode_prompts, groups, read_prompts
 
 WARNING = ("for research only: a language model writes what sounds likely, not what is true; "
@@ -36,7 +38,7 @@ WARNING = ("for research only: a language model writes what sounds likely, not w
 BATCH = 8                    # prompts of equal length that are read together
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How the next token is drawn from the model's distribution."""
     temperature: float = free(0.8)          # below 1 sharpens the distribution; 0 takes the likeliest token (greedy)
@@ -48,36 +50,26 @@ class Sampling:
 GREEDY = Sampling(temperature=0.0)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Sample(Sampling):
     """Continue a prompt, or score it."""
     model: str                          # a folder, or a name on the Hugging Face hub
     prompt: str | None = None           # the text to continue
     file: str | None = None             # prompts, one per line (.jsonl: "prompt" of each), - for stdin; JSON lines out
-    interactive: bool = False           # ask for prompts until Ctrl-D
+    interactive: bool = False           # ask for prompts until Ctrl-D; the default without any of these three
     score: bool = False                 # print the log-probability of each token of the prompt, and continue nothing
     max_new_tokens: int = 100
     stop: tuple[str, ...] = ()          # strings that end a sample; they are not part of it
     num_samples: int = 1                # samples of each prompt, which is read once for all
     seed: int = 0                       # sample i depends on seed + i, not on how many are drawn
-    dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto"     # of the weights: see sampling/fast_linear.py
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"      # mps (Apple's GPU) has not been run on hardware yet
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"      # of the weights
+    layout: str = "auto"                # of the weights in memory: auto measures, a name of fast_linear.py fixes it
     cuda_graph: bool = True             # on a GPU: one launch per token
     json: bool = False                  # print one JSON line: samples, tokens_per_second ...
 
 
-RANGES = {
-    "temperature": (0, None),               # 0 is greedy
-    "top_k": (0, None),                     # 0 keeps all
-    "top_p": (1e-6, 1),                     # 1 keeps all
-    "repetition_penalty": (1e-3, None),     # 1 changes nothing
-    "max_new_tokens": (1, None),
-    "num_samples": (1, None),
-    # TRAP: torch's CPU generator reads 32 bits of a seed, so that seed 2^32 would draw what seed 0 draws.
-    "seed": (0, 2**32 - 1),
-}
-
-
-# ---- The next token ----
+# ---- From a prompt to tokens ----
 
 
 def penalize(logits_BV, seen_BV, penalty):
@@ -103,8 +95,10 @@ def choose(logits_BV, sampling, generators):
         p_BV = p_BV.masked_fill(before_BV >= sampling.top_p, 0.0)       # the token that reaches p is kept
 
     # Draw u from [0, 1) and take the first token at which the sum of probabilities reaches u.
-    u_B1 = torch.stack([torch.rand(1, generator=g, dtype=torch.float64) for g in generators]).to(p_BV.device)
-    sum_BV = p_BV.cumsum(-1, dtype=torch.float64)
+    precise = precise_dtype(p_BV.device)
+    u_B = [torch.rand(1, generator=generator, dtype=torch.float64).item() for generator in generators]
+    sum_BV = p_BV.cumsum(-1, dtype=precise)
+    u_B1 = torch.tensor(u_B, dtype=precise, device=p_BV.device)[:, None]
     drawn_B1 = torch.searchsorted(sum_BV, u_B1 * sum_BV[:, -1:])
     return (drawn_B1 if order_BV is None else order_BV.gather(-1, drawn_B1))[:, 0]
 
@@ -112,9 +106,6 @@ def choose(logits_BV, sampling, generators):
 def next_logits(model, cache, ids_BT):
     """logits_BV of the token after the last one; the head is not computed for the others."""
     return model.logits(model.hidden(ids_BT, cache)[:, -1])
-
-
-# ---- Generation ----
 
 
 @torch.inference_mode()
@@ -129,12 +120,12 @@ def stream(model, prompts, max_new_tokens, sampling=GREEDY, num_samples=1, seed=
     ends = eos_id if isinstance(eos_id, tuple) else (eos_id,)
     max_new_tokens = min(max_new_tokens, model.cfg.n_positions - T)
 
+    KVCache.check_memory(model.cfg, len(prompts) * num_samples, T + max_new_tokens, model.ln_f.weight)
+
     # 1. Prefill: read all tokens of the prompts at once, which fills the cache.
     ids_BT = torch.tensor(prompts, device=device)
     cache = KVCache(model.cfg, len(prompts), T + max_new_tokens, model.ln_f.weight)
     logits_BV = next_logits(model, cache, ids_BT)
-    if not logits_BV.isfinite().all():
-        raise UserError("the model predicts no numbers (NaN or infinity): its weights are damaged")
 
     # 2. Copy the cache: the samples of a prompt share one reading of it.
     cache.repeat(num_samples)
@@ -147,6 +138,7 @@ def stream(model, prompts, max_new_tokens, sampling=GREEDY, num_samples=1, seed=
     step = one_token(model, cache, cuda_graph)
     running = set(range(len(logits_BV)))
     for left in reversed(range(max_new_tokens)):
+        check_finite(logits_BV)
         if sampling.repetition_penalty != 1:
             logits_BV = penalize(logits_BV, seen_BV, sampling.repetition_penalty)
         next_B = choose(logits_BV, sampling, generators)
@@ -184,8 +176,10 @@ def generate(model, prompt_ids, max_new_tokens, sampling=GREEDY, num_samples=1, 
 
 def main(cfg):
     """Print the samples, and return what --json prints (for --file a list of it)."""
+    if cfg.prompt is None and cfg.file is None and sys.stdin is not None and sys.stdin.isatty():
+        cfg = replace(cfg, interactive=True)
     check(cfg)
-    model, tok = prepare(cfg)
+    cfg, model, tok = prepare(cfg)
     if cfg.interactive:
         return converse(cfg, model, tok)
     try:
@@ -193,33 +187,42 @@ def main(cfg):
             return continue_file(cfg, model, tok)
         return continue_one(cfg, model, tok, cfg.prompt)
     except KeyboardInterrupt as interrupt:
-        print(flush=True)                # end the line that was being written
         raise KeyboardInterrupt("the text above is not finished") from interrupt
 
 
 def check(cfg):
-    check_ranges(cfg, RANGES | {"seed": (0, 2**32 - cfg.num_samples)})
+    check_ranges(cfg, {
+        "temperature": (0, None),               # 0 is greedy
+        "top_k": (0, None),                     # 0 keeps all
+        "top_p": (1e-6, 1),                     # 1 keeps all
+        "repetition_penalty": (1e-3, None),     # 1 changes nothing
+        "max_new_tokens": (1, None),
+        "num_samples": (1, 2**16),
+        # TRAP: torch's CPU generator reads 32 bits of a seed, so that seed 2^32 would draw what seed 0 draws.
+        "seed": (0, 2**32 - cfg.num_samples)})
     if (cfg.prompt is not None) + (cfg.file is not None) + cfg.interactive != 1:
-        raise UserError("give one of --prompt, --file and --interactive")
+        raise UserError("give exactly one of --prompt, --file and --interactive")
 
 
 def prepare(cfg):
-    """The model, its weights laid out for this machine, and its tokenizer; prints what was chosen."""
-    device = pick_device()
-    dtype = matrix_dtype(cfg.dtype, device)
-    model, tok = load(cfg.model, torch.float32 if dtype == "float32" else torch.bfloat16, device)
+    """Settings with what was chosen, the model laid out for this machine, and its tokenizer; prints the choices."""
+    device = pick_device(cfg.device)
+    dtype = weights_dtype(cfg.dtype, device)
+    model, tok = load(cfg.model, torch.bfloat16 if dtype == "int8" else getattr(torch, dtype), device)
     check_stops(tok, cfg.stop)
-    layout = choose_layout(dtype, device)
-    lay_out(model, layout)
 
-    slow = f" (slow: {library()[1]})" if device.type == "cpu" and layout in ("blocks", "int8_any") else ""
-    graph = ", one CUDA graph per token" if uses_graph(cfg, model) else ""
-    print(f"{WARNING}\n{dtype} weights on {device}, layout {layout}{slow}{graph}", file=sys.stderr)
-    return model, tok
+    choice = choose_layout(dtype, model, cfg.layout)
+    lay_out(model, choice.layout)
+    torch.set_num_threads(choose_threads(model))
 
-
-def uses_graph(cfg, model):
-    return cfg.cuda_graph and model.ln_f.weight.is_cuda and model.has_kernels
+    chosen = [f"{dtype} weights on {device}", f"layout {choice.layout}"]
+    if device.type == "cpu":
+        chosen += [f"{torch.get_num_threads()} threads", choice.reason, f"slow: {why}" if (why := library()[1]) else ""]
+    cfg = replace(cfg, cuda_graph=cfg.cuda_graph and device.type == "cuda" and model.has_kernels)
+    if cfg.cuda_graph:
+        chosen.append("one CUDA graph per token")
+    print(f"{WARNING}\n{', '.join(filter(None, chosen))}", file=sys.stderr)
+    return cfg, model, tok
 
 
 def continue_one(cfg, model, tok, prompt):
@@ -231,15 +234,18 @@ def continue_one(cfg, model, tok, prompt):
     shown = f"\033[2m{prompt}\033[0m" if sys.stdout.isatty() else prompt
     show = (lambda text: None) if cfg.json else partial(print, end="", flush=True)
     show(shown)
-    [samples], figures = continue_prompts(cfg, model, tok, [ids], show)
+    try:
+        [samples], figures = continue_prompts(cfg, model, tok, [ids], show)
+    except (KeyboardInterrupt, UserError):
+        show("\n")                      # end the line that was being written
+        raise
     result = {"model": cfg.model, "prompt": prompt, "samples": samples} | figures
     if cfg.json:
         print(json.dumps(result, ensure_ascii=False))
         return result
 
     print("".join(f"\n\n{shown}{text}" for text in samples[1:]))
-    share = figures["bandwidth_share"]
-    share = f", {share:.0%} of the memory's bandwidth" if share else ""
+    share = f", {share:.0%} of the memory's bandwidth" if (share := figures["bandwidth_share"]) else ""
     print(f"{figures['tokens']} tokens, {figures['tokens_per_second']:.1f} tokens/s{share}", file=sys.stderr)
     return result
 
@@ -268,16 +274,15 @@ def continue_prompts(cfg, model, tok, encoded, show=lambda text: None):
 
     `show` receives the text of the first sample while it is made.
     """
-    T = len(encoded[0])
-    room = model.cfg.n_positions - T
-    if room < cfg.max_new_tokens:
-        print(f"note: stopping after {room} new tokens, where the model's {model.cfg.n_positions} positions end",
+    T, positions = len(encoded[0]), model.cfg.n_positions
+    if T + cfg.max_new_tokens > positions:
+        print(f"note: stopping after {positions - T} new tokens, where the model's {positions} positions end",
               file=sys.stderr)
 
     texts = [TextStream(tok, cfg.stop) for _ in range(len(encoded) * cfg.num_samples)]
     tokens, times = 0, [time.perf_counter()]
-    for column in stream(model, encoded, cfg.max_new_tokens, cfg, cfg.num_samples, cfg.seed, tok.eos_ids,
-                         stopped=lambda row: texts[row].stopped, cuda_graph=uses_graph(cfg, model)):
+    for column in stream(model, encoded, cfg.max_new_tokens, cfg, cfg.num_samples, cfg.seed, tok.eos_id,
+                         stopped=lambda row: texts[row].stopped, cuda_graph=cfg.cuda_graph):
         for row, token in column:
             certain = texts[row].feed(token)
             if row == 0:

@@ -41,7 +41,7 @@ from plumbing.common import (
     written_whole,
 )
 from plumbing.huggingface import find_folder, matched
-from plumbing.runtime import autocast, collecting_by_hand, matrix_dtype, stop_on_signals, sum_dtype
+from plumbing.runtime import autocast, collecting_by_hand, matrix_dtype, precise_dtype, stop_on_signals
 from training.checkpoint import Checkpoints, the_only_run, whole_weights
 from training.monitor import Monitor, Outliers, report_slowest
 from training.parallel import (
@@ -263,7 +263,7 @@ def evaluate(model, val, cfg, world):
     compared between tokenizers."""
     model.eval()
     starts = val.spread(cfg.eval_windows)
-    total = torch.zeros((), device=world.device, dtype=sum_dtype(world.device))
+    total = torch.zeros((), device=world.device, dtype=precise_dtype(world.device))
 
     mine = starts[world.rank::world.size]
     for i in range(0, -(-len(starts) // world.size), cfg.micro_batch_size):

@@ -12,8 +12,8 @@ from typing import Literal
 
 import torch
 
-from plumbing.common import UserError
 from sample import KVCache, next_logits
+from sampling.score import check_finite
 
 Stopping = Literal["full", "likely", "never"]      # transformers' early_stopping=True, False, "never"
 
@@ -32,14 +32,13 @@ def beam_search(model, prompts, max_new_tokens, beams=5, length_penalty=1.0, no_
     text_RT = torch.tensor(prompts, device=device)                    # R = P W running texts, prompt by prompt
     cache = KVCache(model.cfg, P, T + max_new_tokens, model.ln_f.weight)
     logits_RV = next_logits(model, cache, text_RT).repeat_interleave(W, 0)
-    if not logits_RV.isfinite().all():
-        raise UserError("the model predicts no numbers (NaN or infinity): its weights are damaged")
     cache.repeat(W)
     text_RT, V = text_RT.repeat_interleave(W, 0), logits_RV.shape[1]
     score_PW = torch.full((P, W), -1e9, device=device)                # W equal texts: only the first may branch
     score_PW[:, 0] = 0.0
     finished, done = [[] for _ in prompts], [False] * P
     for n in range(1, max_new_tokens + 1):
+        check_finite(logits_RV)
         log_p_RV = logits_RV.float().log_softmax(-1)
         forbid_repeats(log_p_RV, text_RT, no_repeat_ngram)
         if n <= min_new_tokens and eos_id >= 0:

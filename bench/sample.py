@@ -1,19 +1,19 @@
-"""Measure a token of sample.py beside transformers' GPT-2, in one run on the same machine.
+"""Measures one token of sample.py beside transformers' GPT-2, in one run on the same machine.
 
     python bench/sample.py                  # BioMedLM's shape, one core; 14 GB, some minutes; writes results/sample.md
-    python bench/sample.py --layers 2       # a slice of it; writes nothing
-    python bench/sample.py                  # on a machine with a GPU: the same in bf16, ours as a CUDA graph
+    python bench/sample.py --layers 2       # two of its layers, to try this script; writes nothing
+    python bench/sample.py                  # on a machine with a GPU: both in bf16, ours as a CUDA graph
 
-Random weights of the full shape: speed does not depend on their values. No prompt is read; the caches are filled with
-random keys and values, so that a step at position 900 costs a step. A time is the median of some steps, in CPU seconds
-of the one thread (on a GPU by the clock). After each step memory is read once as fast as we know how (runtime.py:
-256 MB; on a GPU 1 GB is copied), since neighbours on the host change from minute to minute how fast that is. The share
-of bandwidth is what a step has to read, weights and cache, over the median of these readings.
-transformers gets its best: the fused attention, the fused tanh-GELU, logits of the last token alone, and on a CPU the
-faster of bf16 and fp32. "As released" is BioMedLM's config.json, whose "use_cache": false reads the whole prefix anew
-for every token; transformers' step there is one call with all of it.
+The weights are random, in the full shape: speed does not depend on their values. No prompt is read; the caches are
+filled with random keys and values, so measuring a step at position 900 takes one step. A time is the median of several
+steps, in CPU seconds of the one thread (on a GPU in seconds). After each step memory is read once in the fastest way we
+know (256 MB; on a GPU 1 GB is copied), because other users of the host change its speed from minute to minute. The
+share of bandwidth is the bytes that a step has to read, weights and cache, over the median of these readings.
+transformers runs in its fastest form: fused attention, fused tanh-GELU, logits of the last token only, and on a CPU the
+faster of bf16 and fp32. "As released" is BioMedLM's config.json, whose "use_cache": false reads the whole text again
+for every token; its step is one call with all of the text.
 
-You should see a line a figure, then the table of what was required; what is missed says NO.
+You should see a line for each figure, then a table of the requirements; one that is not met says NO.
 """
 import gc
 import os
@@ -26,7 +26,7 @@ from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")       # before torch is imported
-HERE = Path(__file__).resolve().parent              # not to be searched: there, `sample` would be this file
+HERE = Path(__file__).resolve().parent              # not searched: `sample` would be this file
 sys.path[:] = [str(HERE.parent), *(folder for folder in sys.path if folder != str(HERE))]
 
 import torch  # noqa: E402
@@ -36,19 +36,19 @@ from model import GPT, GPTConfig  # noqa: E402
 from plumbing.common import ROOT, git_commit, parse_args, speaking_to_the_user, write_json  # noqa: E402
 from plumbing.runtime import pick_device  # noqa: E402
 from sample import KVCache, next_logits, one_token  # noqa: E402
-from sampling.fast_linear import bandwidth_meter, choose_layout, lay_out, weight_bytes  # noqa: E402
-from sampling.native import library  # noqa: E402
+from sampling.choice import candidates, choose_layout  # noqa: E402
+from sampling.fast_linear import bandwidth_meter, lay_out, weight_bytes  # noqa: E402
 
-NEAR, FAR, ROWS = 64, 900, 8        # tokens that are in the cache; samples of one prompt
-LONG = 10.0                         # seconds; a step that takes longer is not repeated
-PATIENCE = 300.0                    # seconds; what would take longer is not measured
+NEAR, FAR, ROWS = 64, 900, 8        # tokens in the cache (two cases); samples of one prompt
+LONG = 10.0                         # seconds; a longer step is not repeated
+PATIENCE = 300.0                    # seconds; a longer step is not measured
 
 
 @dataclass(frozen=True)
 class Bench:
     """Measure sample.py beside transformers."""
-    layers: int = 32                # of BioMedLM's 32; fewer is a slice, for trying this script
-    out: Path = ROOT / "results"    # sample.md, and sample.json behind it
+    layers: int = 32                # of BioMedLM's 32; fewer to try this script
+    out: Path = ROOT / "results"    # receives sample.md and sample.json
 
 
 def main(cfg):
@@ -59,10 +59,11 @@ def main(cfg):
     transformers.utils.logging.set_verbosity_error()
     shape, run = replace(GPTConfig(), n_layer=cfg.layers), Run(device)
     for dtype in ("int8", "bfloat16", "float32") if device.type == "cpu" else ("bfloat16",):
-        chosen, other = choose_layout(dtype, device), "matvec_int8" if dtype == "int8" else "matvec"
-        layouts = {chosen: dtype}
-        if device.type == "cpu" and not library()[1]:            # CPUs with bf16 or 8-bit instructions pass it by
-            layouts.setdefault(other, f"{dtype} in {other}")
+        choice = choose_layout(dtype, build(run.device, replace(shape, n_layer=1), dtype))
+        print(f"{dtype}: {choice.layout}. {choice.reason}")
+        layouts = {choice.layout: dtype}
+        if dtype != "float32":
+            layouts |= {other: f"{dtype} in {other}" for other in candidates(dtype, device) if other != choice.layout}
         for layout, name in layouts.items():
             ours(run, shape, dtype, layout, name)
             gc.collect()
@@ -96,8 +97,7 @@ class Run:
 
     @torch.inference_mode()
     def time(self, name, step, bytes_read=0, tokens=1, budget=5.0):
-        """Median seconds of a step: after one call to warm up, 1 to 20 within the budget. A long step is its own
-        warm-up."""
+        """Median seconds of 1 to 20 steps within the budget, after a warm-up step. A LONG step is only run once."""
         start = self.clock()
         step()
         first, seconds = self.clock() - start, []
@@ -117,11 +117,16 @@ def cache_bytes(shape, itemsize, past):
     return 2 * shape.n_layer * shape.n_embd * itemsize * past
 
 
-def ours(run, shape, dtype, layout, name):
+def build(device, shape, dtype):
     with torch.device("meta"):
         model = GPT(shape).eval()
     model.load_state_dict(random_weights(model, dtype), assign=True)
-    lay_out(model.to(run.device), layout)
+    return model.to(device)
+
+
+def ours(run, shape, dtype, layout, name):
+    model = build(run.device, shape, dtype)
+    lay_out(model, layout)
     read = weight_bytes(model)
     like, device = model.ln_f.weight, run.device
     for past, rows in ((NEAR, 1), (FAR, 1), (NEAR, ROWS)):
@@ -133,7 +138,7 @@ def ours(run, shape, dtype, layout, name):
         run.time(f"ours, {name}, {rows} token{'s'[:rows - 1]} after {past}",
                  partial(step, torch.ones(rows, 1, dtype=torch.int64, device=device)),
                  read + rows * cache_bytes(shape, like.itemsize, past), rows)
-        del cache, step                            # before the next is made
+        del cache, step                            # free them before the next are made
     prompt_BT = torch.ones(1, NEAR, dtype=torch.int64, device=device)
     run.time(f"ours, {name}, a prompt of {NEAR}", lambda: next_logits(model, KVCache(shape, 1, NEAR, like), prompt_BT))
 
@@ -156,9 +161,9 @@ def theirs(run, shape, dtype):
                  weights + cache_bytes(shape, itemsize, past))
         del cache
     seconds = run.rows[cached(dtype, NEAR)]["seconds"]
-    for past in (NEAR, FAR):                       # a row costs about as much as a token where bf16 is emulated
+    for past in (NEAR, FAR):                       # where bf16 is emulated, a row takes about as long as a token
         if dtype == "bfloat16" and past * seconds > PATIENCE:
-            print(f"{released(dtype, past)}: not measured; a token would take some {past * seconds / 60:.0f} minutes")
+            print(f"{released(dtype, past)}: not measured; a token would take about {past * seconds / 60:.0f} minutes")
         else:
             run.time(released(dtype, past), partial(model, one.expand(1, past + 1).contiguous(), use_cache=False,
                                                     logits_to_keep=1))
@@ -173,15 +178,15 @@ def released(dtype, past):
 
 
 def random_weights(model, dtype):
-    """{name: weights} for a module on "meta", from one tile of random numbers: in seconds, and with no fp32 copy."""
+    """{name: weights} for a module on "meta", repeating one tile of random numbers: fast, and without an fp32 copy."""
     tile = (0.02 * torch.randn(2**22)).to(torch.float32 if dtype == "float32" else torch.bfloat16)
     return {name: tile.repeat(-(-p.numel() // len(tile)))[:p.numel()].clone().view(p.shape)
             for name, p in model.named_parameters()}
 
 
 def required(run):
-    """(what, bound, measured, unit, at least or at most). On a CPU the peer is that of bf16, for which the bounds
-    were set, and once more that of its faster precision."""
+    """(what, bound, measured, unit, "least" or "most"). On a CPU transformers is compared twice: in bf16, for which the
+    bounds were set, and in its faster precision."""
     t = {name: row["seconds"] for name, row in run.rows.items()}
 
     def one(dtype, past=NEAR):
@@ -224,10 +229,10 @@ def about(cfg, device):
 
 
 WITHOUT_BF16 = """
-The bounds were set on a core with AVX-512 BF16 and VNNI. This one lacks both. transformers in bf16, for which they were
-meant, falls back to loops of scalars here, so that it is beaten by far more than they ask. At its best, in fp32, it
-reads 10.4 GB a token nearly as fast as torch reads anything: 3.8 and 7 times less than that are out of reach for 5.2 GB
-in bf16 and 2.6 GB in int8. The products of several rows are limited by arithmetic, not by memory.
+The bounds were set on a core with AVX-512 BF16 and VNNI. This core has neither. transformers in bf16, for which they
+were meant, falls back to scalar loops here and is far slower than the bounds assume. In its faster precision, fp32, it
+reads 10.4 GB per token nearly as fast as torch reads any memory: 5.2 GB in bf16 and 2.6 GB in int8 cannot be 3.8 and 7
+times as fast. The products of several rows are limited by arithmetic, not by memory.
 """
 
 
@@ -235,7 +240,7 @@ def report(r):
     lines = ["# sample.py beside transformers\n", __doc__.split("\n\n")[2] + "\n",
              f"`{r['command']}`, commit {r['commit']}, on {r['machine']}; torch {r['torch']}, transformers "
              f"{r['transformers']}. {r['layers']} layers.\n",
-             "| | ms a step | tokens/s | memory gives, GB/s | a step reads of it | steps |",
+             "| | ms per step | tokens/s | memory, GB/s | share of it that a step reads | steps |",
              "|---|---:|---:|---:|---:|---:|"]
     for name, row in r["rows"].items():
         share = f"{row['bytes'] / row['seconds'] / row['bandwidth']:.0%}" if row["bytes"] else "-"

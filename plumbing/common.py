@@ -3,6 +3,8 @@
 What could be wrong without changing a loss lives here, and in runtime.py where it needs torch; all else belongs to the
 file whose idea it is.
 """
+import errno
+import io
 import json
 import os
 import shutil
@@ -60,15 +62,42 @@ def check_ranges(cfg, ranges):
 
 @contextmanager
 def speaking_to_the_user():
-    """Around a script's main: bad input ends in one line and exit code 2, Ctrl-C in 130; a bug keeps its traceback."""
+    """Around a script's main: every expected failure ends in one line and an exit code; a bug keeps its traceback.
+
+    2: bad input. 130: Ctrl-C. 141: the reader of stdout has gone (`| head`), as a shell says it. 1: the disk is full.
+    """
+    prepare_streams()
     try:
         yield
+        sys.stdout.flush()                       # or a full disk would show only when Python has ended
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as interrupt:
         print(f"interrupted; {interrupt}" if interrupt.args else "interrupted", file=sys.stderr)
         sys.exit(130)
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.ENOSPC, errno.EDQUOT):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())     # Python writes the rest when it ends
+        if error.errno == errno.EPIPE:
+            sys.exit(141)
+        print(f"error: {error.filename or 'the output'}: the disk is full", file=sys.stderr)
+        sys.exit(1)
+
+
+def prepare_streams():
+    """Characters that the terminal cannot show are printed as \\u escapes, and bytes of stdin that are not UTF-8 are
+    read as halves of surrogate pairs, which can be named in an error. Python sets a closed stream to None."""
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")
+    if sys.stdout is None:
+        print("error: standard output is closed; redirect it to a file or to /dev/null", file=sys.stderr)
+        sys.exit(1)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
 
 
 def check_folder(folder):

@@ -5,6 +5,7 @@ Not here: what is computed; many processes (training/parallel.py); speed limits 
 import gc
 import signal
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -21,6 +22,16 @@ def pick_device(name="auto"):
     if not present[name]:
         raise UserError(f"--device {name}: PyTorch finds no such device here; use --device auto")
     return torch.device(name)
+
+
+def free_memory(device):
+    """Bytes that can still be allocated on a device; None where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    meminfo = Path("/proc/meminfo")                  # Linux
+    if device.type != "cpu" or not meminfo.is_file():
+        return None
+    return next(1024 * int(line.split()[1]) for line in meminfo.read_text().splitlines() if "MemAvailable" in line)
 
 
 def matrix_dtype(dtype, device):
@@ -41,8 +52,8 @@ def autocast(device, dtype):
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
 
 
-def sum_dtype(device):
-    """The dtype for sums over many batches: float64, which Apple's GPUs do not have."""
+def precise_dtype(device):
+    """float64, for sums over many values; Apple's GPUs have float32 only."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 

@@ -1,14 +1,14 @@
 /* Attention of one new token on a CPU: its query meets the cache.
 
-   Teaches what is left of attention where there is one query: two products of a vector and a matrix, both of them a
-   blend of rows, and a softmax between them. The cache is read once, in four streams like the weights (matvec.c).
+   Teaches what remains of attention for a single query: two products of a vector and a matrix, both of them weighted
+   sums of rows, with a softmax between them. The cache is read once, in four streams like the weights (matvec.c).
 
-   Not here: many queries at once (a prompt), which are torch's; what comes before and after (cpu_step.c). */
+   Not here: many queries at once (a prompt), which torch computes; the rest of the layer (cpu_step.c). */
 #include <math.h>
 #include <string.h>
 #include "native.h"
 
-/* y += the sum of w[r] * rows[r], n numbers each, over `few` rows; `next` numbers on is what is wanted after them. */
+/* y += the sum of w[r] * rows[r], n numbers each, over `few` rows. The rows that are read next are `next` numbers on. */
 static inline void add(float *y, const float *const *rows, const float *w, int few, long n, long next) {
     long i = 0;
     for (; i + 16 <= n; i += 16) {
@@ -26,7 +26,7 @@ static inline void add(float *y, const float *const *rows, const float *w, int f
         for (int r = 0; r < few; r++) y[i] += w[r] * rows[r][i];
 }
 
-/* y = the sum of weights[j] * rows[j], n numbers each; `stride` from row to row. */
+/* y = the sum of weights[j] * rows[j], n numbers each; consecutive rows are `stride` apart. */
 static void blend(float *y, const float *weights, const float *rows, long stride, long count, long n) {
     long apart = count / STREAMS;
     memset(y, 0, n * sizeof(float));
@@ -49,8 +49,8 @@ static void softmax(float *z, float scale, long n) {
     for (long s = 0; s < n; s++) z[s] /= total;
 }
 
-/* One head: the new token's k and v (`width` numbers) join the `length` that are in the cache, and y = softmax(scale q
-   k) v. Keys lie [width, positions], values [positions, width]; `scores` is room for length + 1 numbers. */
+/* One head: append the new token's k and v (`width` numbers) to the `length` cached ones, then y = softmax(scale q k) v.
+   Keys are [width, positions], values [positions, width]; `scores` has room for length + 1 numbers. */
 void attend(const float *q, const float *k, const float *v, float *keys, float *values, float *scores, float *y,
             long width, long length, long positions, float scale) {
     for (long i = 0; i < width; i++) keys[i * positions + length] = k[i];

@@ -14,6 +14,8 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
+from plumbing.common import UserError
+from plumbing.runtime import free_memory
 from sampling.native import in_huge_pages
 
 
@@ -30,6 +32,17 @@ class KVCache:
         self.k_LBHKS = empty(L, batch, H, K, positions)
         self.v_LBHSK = empty(L, batch, H, positions, K)
         self.length = 0                 # the model raises it once all layers have read the new tokens
+
+    @staticmethod
+    def check_memory(cfg, rows, positions, like):
+        """UserError where `rows` texts of `positions` tokens do not fit: their keys and values, and while a token is
+        drawn some eight numbers of 4 bytes per logit."""
+        per_position = 2 * cfg.n_layer * cfg.n_head * cfg.head_width * like.itemsize
+        needed = rows * (positions * per_position + 32 * cfg.vocab_size)
+        free = free_memory(like.device)
+        if free is not None and needed > free:
+            raise UserError(f"{rows:,} texts of {positions} tokens need {needed / 1e9:,.1f} GB of memory; "
+                            f"{free / 1e9:.1f} GB are free. Generate fewer at a time, or shorter ones")
 
     def attend(self, layer, q_BHTK, k_BHTK, v_BHTK, scale):
         """Attention of T new tokens to the cached tokens and to themselves, y_BHTK."""

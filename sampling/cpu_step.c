@@ -1,11 +1,12 @@
 /* One new token through GPT-2 on a CPU, as one call.
 
-   Teaches that what is small costs, too. LayerNorm, GELU, sums and attention's bookkeeping are some thousandths of a
-   token's operations. As some thirty operators a layer they take a tenth of its time: each one's code and data must
-   come from memory again, since the weights of the layer have swept the processor's caches. Here all of it is a few
-   kilobytes of code. It is model.py's Block once more, and tested against it: GPT-2 alone, without gradients.
+   Teaches that small operations also cost time. LayerNorm, GELU, sums and the bookkeeping of attention are a few
+   thousandths of a token's operations. As some thirty operators per layer they take a tenth of its time: the code and
+   data of each must be read from memory again, because the weights of the layer have replaced them in the processor's
+   caches. Here they are a few kilobytes of code. It is model.py's Block again, tested against it, for GPT-2 only and
+   without gradients.
 
-   Not here: the products (matvec.c), attention (attend.c), the embedding and choosing a token (Python). */
+   Not here: the products (matvec.c), attention (attend.c), the embedding and the choice of a token (Python). */
 #include <math.h>
 #include "native.h"
 
@@ -16,8 +17,8 @@ typedef struct {
 typedef struct {
     Norm ln_1, ln_2;
     Matrix c_attn, attn_c_proj, c_fc, mlp_c_proj;
-    float *keys, *values;                        /* of B * heads heads: see attend.c */
-    float scale;                                 /* of its attention */
+    float *keys, *values;                        /* of B * n_head heads: see attend.c */
+    float scale;                                 /* of the attention scores */
 } Layer;
 
 typedef struct {
@@ -27,9 +28,9 @@ typedef struct {
     long n_layer, n_embd, n_head, mlp_width, B, positions;
     float eps;
     float *x, *normed;                           /* B * n_embd numbers */
-    float *wide;                                 /* B * (the outputs of the widest layer) and 7 more */
+    float *wide;                                 /* B * (the outputs of the widest layer) + 7 */
     float *scores;                               /* B * n_head * positions */
-    void *room;                                  /* see product */
+    void *room;                                  /* working memory of product */
 } Step;
 
 /* The sum of x - mean, or of its square. */
@@ -46,7 +47,7 @@ static float sum(const float *x, long n, float mean, int square) {
     return all + across(eight);
 }
 
-/* The residual stream x takes in what the last sub-layer added (or 0), and y is its LayerNorm. */
+/* Add the last sub-layer's output (or nothing, if it is 0) to the residual stream x; y = LayerNorm(x). */
 static void add_and_norm(const Step *t, const float *added, const Norm *norm, float *y) {
     long D = t->n_embd;
 #pragma omp for
@@ -58,7 +59,7 @@ static void add_and_norm(const Step *t, const float *added, const Norm *norm, fl
     }
 }
 
-/* e^x = 2^n 2^f with n whole and f between -1/2 and 1/2, where 2^f is nearly a polynomial (its Taylor series). */
+/* e^x = 2^n 2^f with n an integer and f between -1/2 and 1/2; 2^f by its Taylor series. */
 static f8 exponential(f8 x) {
     f8 bits = x * 1.44269504f;
     EACH(j, 8) bits[j] = bits[j] > 126 ? 126 : bits[j] < -126 ? -126 : bits[j];
@@ -70,7 +71,7 @@ static f8 exponential(f8 x) {
 /* GELU in its tanh form, x (1 + tanh u) / 2 = x / (1 + e^-2u). */
 static void gelu(const Step *t) {
 #pragma omp for
-    for (long i = 0; i < t->B * t->mlp_width; i += 8) {          /* to the last eight, some of which may be slack */
+    for (long i = 0; i < t->B * t->mlp_width; i += 8) {          /* in eights, the last of which may end in the 7 extra numbers */
         f8_anywhere *y = (f8_anywhere *)(t->wide + i);
         f8 x = *y;
         *y = x / (1 + exponential(-1.59576912f * (x + 0.044715f * x * x * x)));          /* 2 sqrt(2 / pi) */
@@ -88,7 +89,7 @@ static void attention(const Step *t, const Layer *layer, long length) {
     }
 }
 
-/* logits_BV of the token after the one whose embedding is in step->x; it stands behind the `length` in the cache. */
+/* logits_BV of the token that follows the one whose embedding is in t->x, at position `length`. */
 void cpu_step(const Step *t, float *logits, long length, long threads) {
     (void)threads;
 #pragma omp parallel num_threads(threads)

@@ -1,9 +1,9 @@
-"""cpu_step.c, called on a model: one token on a CPU as one call.
+"""One token on a CPU as one call of cpu_step.c.
 
-    step = CpuStep(model, cache)               # a sample.KVCache that has read the prompt
+    step = CpuStep(model, cache)               # the KVCache (cache.py) of a prompt that has been read
     logits_BV = step(ids_B1)
 
-Not here: what is computed, and why in one call (cpu_step.c); the same on a GPU (cuda_graph.py).
+Not here: the computation, and why it is one call (cpu_step.c); the same on a GPU (cuda_graph.py).
 """
 import ctypes
 from ctypes import POINTER, c_float, c_long, c_void_p
@@ -31,12 +31,12 @@ class Step(ctypes.Structure):
 
 
 def serves(model, cache):
-    """Whether it can: a GPT-2 whose weights lie as matvec reads them."""
+    """Whether CpuStep can compute this model: a GPT-2 on a CPU, in a layout of matvec.c."""
     return type(model) is GPT and getattr(model.lm_head, "layout", "").startswith("matvec") and cache.v_LBHSK.is_cpu
 
 
 class CpuStep:
-    """The next token's logits, again and again; each call adds a token to the cache."""
+    """ids_B1 -> logits_BV of the next token; each call adds a token to the cache."""
 
     def __init__(self, model, cache):
         cfg, (L, B, H, _, S) = model.cfg, cache.k_LBHKS.shape

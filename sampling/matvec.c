@@ -1,38 +1,52 @@
 /* A matrix times one vector, or a few: a new token on a CPU, nearly as fast as memory gives the matrix.
 
-   Teaches that such a product is a matter of reading. A weight is used once, for two operations, so a core computes
-   faster than it is fed; what matters is how memory is asked:
-     - In four places at once. The processor guesses what is wanted next and fetches it, for each of several streams, but
-       not far enough for one stream to keep memory busy. So four rows are read side by side, a quarter of the matrix
-       apart: each stream runs on where its last row ended. Two are not enough; eight get into each other's way.
-     - In pages of 2 MB (native.py): of 4 KB, the processor looks up where the next one lies 512 times as often.
-     - Nothing is unpacked to memory. bf16 is the upper half of an fp32: of two in a word, the one is the word shifted
-       up, the other the word with its lower half cleared. int8 meets inputs of 16 bits, so that nothing can overflow.
-   With more vectors a weight is used several times, and arithmetic is the limit: FEW at a time meet the four rows,
-   CHUNK by CHUNK, from the cache. A chunk's sums are the same, in the same order: what is computed for a vector does
-   not depend on those beside it, or on the number of threads, to the last bit.
+   Teaches that such a product is limited by reading. A weight is used once, for two operations, and a core computes
+   these faster than memory delivers weights. So the order of the reads matters:
+     - Four streams at once. The processor prefetches several streams, but none of them far enough ahead to keep memory
+       busy. So four rows are read side by side, a quarter of the matrix apart: each stream continues where its last row
+       ended. Two streams are too few; eight slow each other down.
+     - Pages of 2 MB (native.py): with 4 KB the processor looks up a page's address 512 times as often.
+     - Nothing is unpacked to memory. bf16 is the upper half of an fp32: of two in a word, one is the word shifted up,
+       the other the word with its lower half cleared. int8 is multiplied with inputs of 16 bits, so nothing overflows.
+   With more vectors a weight is used several times, and arithmetic is the limit: FEW vectors at a time are multiplied
+   with the four rows, CHUNK by CHUNK, from the cache. The sums of a chunk are always taken in the same order: a
+   vector's result does not depend on the vectors beside it or on the number of threads, to the last bit.
 
-   Not here: how this is compiled and called, and where the weights lie (native.py). Little-endian processors. */
+   Not here: how this is compiled and called, and how weights are stored (native.py). Little-endian processors only. */
 #include "native.h"
 
 enum { FEW = 3, LINE = 64, AHEAD = 6 * LINE };
 enum { CHUNK = 2560 };                           /* a multiple of LINE; to 4096, int8's sums fit into 32 bits */
-enum { MANY = 16 };                              /* vectors that no longer fit into the cache as a whole */
+enum { MANY = 16 };                              /* from so many vectors on, they do not fit into the cache as a whole */
 
 #define INLINE static inline __attribute__((always_inline))
+
+#ifdef __AVX2__
+/* sums + 16 products of 16-bit numbers, added by pairs. VNNI does it in one instruction, to the same bits (compiled by
+   gcc 12 for such processors, but not run on one yet). */
+INLINE i8 pairs(i8 sums, __m256i a, __m256i b) {
+#if defined __AVX512VNNI__ && defined __AVX512VL__
+    return (i8)_mm256_dpwssd_epi32((__m256i)sums, a, b);
+#elif defined __AVXVNNI__
+    return (i8)_mm256_dpwssd_avx_epi32((__m256i)sums, a, b);
+#else
+    return sums + (i8)_mm256_madd_epi16(a, b);
+#endif
+}
+#endif
 
 /* sums += 16 weights times 16 inputs, by pairs */
 INLINE void meet_int8(const int8_t *w, const int16_t *const x[FEW], long i, i8 *sums, int few) {
 #ifdef __AVX2__
     __m256i wide = _mm256_cvtepi8_epi16(*(const __m128i *)w);
-    EACH(b, few) sums[b] += (i8)_mm256_madd_epi16(wide, *(const __m256i *)(x[b] + i));
+    EACH(b, few) sums[b] = pairs(sums[b], wide, *(const __m256i *)(x[b] + i));
 #else
     for (int b = 0; b < few; b++)
         for (int j = 0; j < 16; j++) sums[b][j / 2] += w[j] * x[b][i + j];
 #endif
 }
 
-/* sums += 16 weights times 16 inputs, 8 and 8: of bf16 the even ones first */
+/* sums += 16 weights times 16 inputs, 8 and 8: in bf16 the even ones first */
 INLINE void meet_float(int kind, const char *w, const float *const x[FEW], long i, f8 *sums, int few) {
     u8 words = *(const u8 *)w;
     f8 first = kind == BF16 ? (f8)(words << 16) : (f8)words;
@@ -41,7 +55,7 @@ INLINE void meet_float(int kind, const char *w, const float *const x[FEW], long 
     EACH(b, few) sums[b] = fused(second, *(const f8 *)(x[b] + i + 8), sums[b]);
 }
 
-/* total[s][b]: the rows from row[s] on times `few` vectors, from x[b] on, over n columns, a multiple of a line. */
+/* total[s][b] = the row from row[s] on times the vector from x[b] on, over n columns, a multiple of a line. */
 INLINE void meet(int kind, const char *const row[STREAMS], const void *const x[FEW], float total[STREAMS][FEW],
                  int few, long n) {
     f8 floats[STREAMS * FEW] = {0};
@@ -62,8 +76,8 @@ INLINE void meet(int kind, const char *const row[STREAMS], const void *const x[F
     }
 }
 
-/* A vector as meet wants it, with zeros up to whole lines. For int8 it is rounded to 16 bits, its largest number to
-   32767; returns what a step of them is worth. */
+/* Arrange a vector in the order in which meet reads it, with zeros up to whole lines. For int8 it is rounded to 16 bits,
+   its largest number to 32767; returns the value of one such step. */
 INLINE float prepare(int kind, const float *x, void *prepared, long inputs, long columns) {
     float *floats = prepared;
     int16_t *ints = prepared;
@@ -73,7 +87,7 @@ INLINE float prepare(int kind, const float *x, void *prepared, long inputs, long
         return 1;
     }
     union { float number; uint32_t bits; } value, largest = {1e-30f};
-    for (long i = 0; i < inputs; i++) {          /* as whole numbers they have the same order, and NaN comes last */
+    for (long i = 0; i < inputs; i++) {          /* as integers they have the same order, and NaN is last */
         value.number = x[i], value.bits &= 0x7fffffff;
         if (value.bits > largest.bits) largest = value;
     }
@@ -86,16 +100,16 @@ INLINE float prepare(int kind, const float *x, void *prepared, long inputs, long
 typedef struct {
     const Matrix *m;
     const char *x;                               /* B vectors of `columns` numbers, prepared */
-    const float *step;                           /* what prepare returned for each */
+    const float *step;                           /* prepare's result for each */
     float *y;
-    long columns, apart;                         /* `apart` rows from stream to stream */
+    long columns, apart;                         /* `apart` rows between two streams */
 } Work;
 
 /* The rows r, r + apart ... of W times the vectors b, b + 1 ..., from column `start` to before `end`. */
 INLINE void tile(int kind, const Work *t, long r, long b, int few, long start, long end) {
     long rows[STREAMS], O = t->m->outputs, width = kind == INT8 ? 2 : 4;
     float sums[STREAMS][FEW] = {{0}}, total[STREAMS][FEW];
-    EACH(s, STREAMS) rows[s] = r + s * t->apart < O ? r + s * t->apart : O - 1;   /* behind the last the last again */
+    EACH(s, STREAMS) rows[s] = r + s * t->apart < O ? r + s * t->apart : O - 1;   /* after the last row, the last again */
     for (long c = start; c < end; c += CHUNK) {
         const char *w[STREAMS];
         const void *x[FEW];
@@ -132,7 +146,7 @@ INLINE void product_of(int kind, const Matrix *m, const float *x_BI, float *y_BO
     }
 }
 
-/* y_BO = scale W x_BI + bias; room: 4 bytes a number of x_BI, with rows up to whole lines, and 4 bytes a row. */
+/* y_BO = scale W x_BI + bias. room: 4 bytes per number of x_BI, its rows padded to whole lines, and 4 bytes per row. */
 void product(const Matrix *m, const float *x_BI, float *y_BO, void *room, long B) {
     if (m->kind == INT8) product_of(INT8, m, x_BI, y_BO, room, B);
     else if (m->kind == BF16) product_of(BF16, m, x_BI, y_BO, room, B);
@@ -145,8 +159,8 @@ void matvec(const Matrix *m, const float *x_BI, float *y_BO, void *room, long B,
     product(m, x_BI, y_BO, room, B);
 }
 
-/* The sum of n numbers (a multiple of 128 a thread), in eight streams: the fastest reading that we know of, to measure
-   products against. Alone, eight streams are faster than four. */
+/* The sum of n numbers (a multiple of 128 per thread): the fastest way to read memory that we know of, the measure for
+   the products. Without a product, eight streams are faster than four. */
 float read_all(const float *x, long n, long threads) {
     float all = 0;
 #pragma omp parallel for num_threads(threads) reduction(+ : all)

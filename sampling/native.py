@@ -1,8 +1,8 @@
-"""The .c files here, compiled on the machine that runs them, and called on torch's tensors.
+"""Compiles the .c files of this folder on the machine that runs them, and calls them on torch's tensors.
 
-Teaches that a loop in C needs no build system: a compiler, a shared library beside Python's own compiled files, ctypes;
-and that where memory lies matters as much as how it is read.
-Not here: the loops, and why they look as they do (the .c files); which weights they are used for (fast_linear.py).
+Teaches that a loop in C needs no build system: a compiler, a shared library in __pycache__, and ctypes; and that the
+pages that hold the data matter as much as the loop that reads them.
+Not here: the loops (the .c files), the weights that they are used for (fast_linear.py).
 """
 import ctypes
 import functools
@@ -15,6 +15,7 @@ import shutil
 import subprocess
 from contextlib import suppress
 from ctypes import c_long, c_void_p
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -23,12 +24,14 @@ from plumbing.common import written_whole
 
 HERE = Path(__file__).parent
 SOURCES = [HERE / name for name in ("matvec.c", "attend.c", "cpu_step.c")]
-FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC")
-LINE = 64                        # bytes that memory gives at once
+FLAGS = ("-O3", "-ffp-contract=off", "-shared", "-fPIC")
+NATIVE = ("-march=native", "-mcpu=native")       # clang on ARM knows the second
+OPENMP = ("-fopenmp", "")                        # Apple's clang has none: the loops then run in one thread
+LINE = 64                        # bytes: memory is read in lines of this size
 
 
 class Matrix(ctypes.Structure):
-    """native.h's: a matrix that lies in_lines."""
+    """Matrix of native.h: weights stored by in_lines."""
     _fields_ = [("kind", c_long), ("W", c_void_p), ("scale", c_void_p), ("bias", c_void_p), ("outputs", c_long),
                 ("inputs", c_long)]
 
@@ -39,45 +42,52 @@ class Matrix(ctypes.Structure):
 
 @functools.cache
 def library():
-    """(the compiled functions, ""), or (None, why there are none)."""
+    """(the compiled functions, ""), or (functions for one thread, why), or (None, the reason why there are none)."""
     compiler = shlex.split(os.environ.get("CC", "cc"))
     if not compiler or not shutil.which(compiler[0]):
         return None, "there is no C compiler (install gcc or clang, or name yours in CC)"
-    # Another processor may share this folder: what it compiled is not for this one.
+    for openmp, native in product(OPENMP, NATIVE):
+        try:
+            functions = compiled([*compiler, *FLAGS, native, *filter(None, [openmp])])
+        except (OSError, subprocess.CalledProcessError) as error:
+            said = (getattr(error, "stderr", None) or str(error).encode()).decode(errors="replace").strip()
+            continue
+        return functions, "" if openmp else f"{compiler[0]} has no OpenMP, so that the C loops run in one thread"
+    return None, f"sampling/*.c could not be compiled ({said.splitlines()[-1]})"
+
+
+def compiled(command):
+    """The functions of the .c files, compiled by this command unless its result is still there."""
+    # The name depends on the processor: machines of several kinds may share this folder.
     content = [source.read_text() for source in (HERE / "native.h", *SOURCES)]
-    content += [compiler, FLAGS, sorted(torch.cpu.get_capabilities().items())]
+    content += [command, sorted(torch.cpu.get_capabilities().items())]
     path = HERE / "__pycache__" / f"native-{hashlib.sha256(str(content).encode()).hexdigest()[:16]}.so"
-    try:
-        if not path.is_file():
-            with written_whole(path) as temporary:
-                subprocess.run([*compiler, *FLAGS, *map(str, SOURCES), "-lm", "-o", str(temporary)], check=True,
-                               capture_output=True)
-        functions = ctypes.CDLL(str(path))
-    except (OSError, subprocess.CalledProcessError) as error:
-        said = getattr(error, "stderr", b"") or str(error).encode()
-        return None, f"kernels/*.c could not be compiled ({said.decode(errors='replace').strip().splitlines()[-1]})"
+    if not path.is_file():
+        with written_whole(path) as temporary:
+            subprocess.run([*command, *map(str, SOURCES), "-lm", "-o", str(temporary)], check=True, capture_output=True)
+    functions = ctypes.CDLL(str(path))
     functions.matvec.argtypes = [ctypes.POINTER(Matrix)] + [c_void_p] * 3 + [c_long] * 2
     functions.cpu_step.argtypes = [c_void_p] * 2 + [c_long] * 2
     functions.read_all.argtypes = [c_void_p] + [c_long] * 2
-    return functions, ""
+    return functions
 
 
 def in_huge_pages(*shape, dtype):
     """A tensor of zeros in pages of 2 MB, where the system has them: reading it is about a tenth faster.
 
-    TRAP: Python's mmap is shared unless told otherwise, and shared memory gets no such pages.
+    TRAP: Python's mmap is shared by default, and shared memory does not get such pages.
     """
     size = math.prod(shape) * dtype.itemsize
-    if not hasattr(mmap, "MADV_HUGEPAGE") or not size:           # Linux has it
+    if not hasattr(mmap, "MADV_HUGEPAGE") or not size:           # only Linux has it
         return torch.zeros(shape, dtype=dtype)
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError):                                      # a kernel without them: small ones then
+    with suppress(OSError):                                      # this kernel has no such pages: small ones do
         memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 
 def in_lines(W_OI):
-    """A copy of W_OI as matvec reads it: each row is followed by zeros up to a multiple of LINE bytes."""
+    """A copy of W_OI for matvec, W_OC: each row is followed by zeros up to a multiple of LINE bytes."""
     outputs, inputs = W_OI.shape
     in_line = LINE // W_OI.itemsize
     W_OC = in_huge_pages(outputs, -(-inputs // in_line) * in_line, dtype=W_OI.dtype)
@@ -86,7 +96,7 @@ def in_lines(W_OI):
 
 
 def room_for(rows, inputs):
-    """Where matvec lays `rows` of inputs as it wants to read them."""
+    """Working memory of matvec, where it rearranges `rows` of inputs."""
     return torch.empty(rows * (-(-inputs // LINE) * LINE + 1))
 
 
@@ -101,7 +111,7 @@ def matvec(x_BI, W_OC, scale_O=None, bias_O=None):
 
 
 def read_all(numbers):
-    """Read a tensor of fp32 (in_huge_pages) as fast as memory gives it, but for a rest below 512 bytes a thread."""
+    """Read an fp32 tensor (in_huge_pages) as fast as memory delivers it, but for less than 512 bytes per thread."""
     threads = torch.get_num_threads()
     each = 128 * threads
     library()[0].read_all(numbers.data_ptr(), numbers.numel() // each * each, threads)

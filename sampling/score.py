@@ -3,12 +3,22 @@ import json
 
 import torch
 
+from plumbing.common import UserError
+
+
+def check_finite(logits):
+    """UserError where a model's output is NaN or infinite: such logits still have a largest, which is token 0, "!"."""
+    if not logits.isfinite().all():
+        raise UserError("the model's output is NaN or infinite: its weights are damaged, or too large for their dtype "
+                        "(try --dtype float32)")
+
 
 @torch.inference_mode()
 def log_probabilities(model, ids):
     """log p(ids[t] | ids[:t]) in nats for t = 1 .. T-1 (fp32)."""
     ids_T = torch.tensor(ids, device=model.ln_f.weight.device)
     logits_TV = model.logits(model.hidden(ids_T[None, :-1]))[0]
+    check_finite(logits_TV)
     return logits_TV.float().log_softmax(-1).gather(-1, ids_T[1:, None])[:, 0]
 
 

@@ -24,14 +24,13 @@ from tokenizer import EOS
 
 def read_prompts(path):
     """The prompts in a file, or on stdin for "-": one per line; in a .jsonl file, the "prompt" of each object."""
-    if str(path) == "-":
-        source, text = "stdin", sys.stdin.read()
-    else:
-        source = path
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: cannot be read as text ({error})") from error
+    source = "stdin" if str(path) == "-" else path
+    if source == "stdin" and sys.stdin is None:
+        raise UserError("stdin is closed; pipe prompts into it, or name a file")
+    try:
+        text = sys.stdin.read() if source == "stdin" else Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{source}: cannot be read as text ({error})") from error
 
     lines = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
@@ -45,7 +44,7 @@ def prompt_of(line, place):
     """The prompt in one line of a .jsonl file."""
     try:
         prompt = json.loads(line)["prompt"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f'{place}: expected a JSON object with "prompt" ({error!r})') from error
     if not isinstance(prompt, str):
         raise UserError(f"{place}: the prompt is {prompt!r}, not a string")
@@ -59,6 +58,7 @@ def encode_prompt(tok, prompt):
     Spaces at the end are removed: in byte-level BPE " is" is one token, and the model has never seen a word begin after
     a token that is only a space. Tokenizers of some other families put a token before every text, tok.front.
     """
+    check_unicode(prompt, "the prompt")
     if prompt == EOS:
         return list(tok.front) or [tok.eos_id]
     stripped = prompt.rstrip(" ")
@@ -78,6 +78,15 @@ def encode_prompts(tok, prompts, most):
             raise UserError(f"the prompt {shorten(prompt)!r} has {len(ids)} tokens; the model's positions allow at "
                             f"most {most}; shorten it")
     return encoded
+
+
+def check_unicode(text, name):
+    """UserError for text with halves of surrogate pairs: bytes that are not UTF-8, or a broken escape in JSON."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{name} {shorten(text)!r} is not Unicode text: character {error.start} is "
+                        f"{text[error.start]!r}; write it in UTF-8") from error
 
 
 def shorten(text, n=40):
@@ -139,6 +148,7 @@ def longest_beginning(text, stops):
 def check_stops(tok, stops):
     """UserError for a stop string that can never occur."""
     for stop in stops:
+        check_unicode(stop, "--stop")
         if not stop:
             raise UserError("--stop: a stop string is empty; every text contains it")
         if re.fullmatch(r"<\|.*\|>|\[[A-Z]+\]", stop) and stop not in tok.specials:

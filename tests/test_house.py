@@ -153,10 +153,11 @@ def test_every_file_opens_with_what_it_is_for_and_has_no_globals(path):
     ("answers.extraction", "FinetuneSpan"), ("sample", "Sample")])
 def test_every_setting_is_read_somewhere(script, config):
     # Whom a script hands its settings to.
-    rooms = [] if script in ("train", "sample") else ["training.finetuning", "training.trainable", "questions.heads"]
+    shared = ["sample", "training.finetuning", "training.trainable", "questions.heads"]
+    rooms = [] if script in ("train", "sample") else shared
     source = "".join((ROOT / f"{name.replace('.', '/')}.py").read_text(encoding="utf-8") for name in [script, *rooms])
     unread = [f.name for f in fields(getattr(importlib.import_module(script), config))
-              if not re.search(rf"cfg\.{f.name}\b|\"{f.name}\"", source)]
+              if not re.search(rf"(cfg|sampling)\.{f.name}\b|\"{f.name}\"", source)]
     assert not unread
 
 

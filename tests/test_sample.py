@@ -7,12 +7,14 @@ import pytest
 import torch
 import transformers
 from conftest import run_script, tiny_model
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import sample
 from model import GPT
 from plumbing.common import UserError, speaking_to_the_user
+from plumbing.runtime import precise_dtype
 from sample import Sample, Sampling, choose, generate, main, penalize, stream
-from sampling import fast_linear
+from sampling import cache, fast_linear
 from sampling.score import log_probabilities
 from tokenizer import Tokenizer
 
@@ -31,7 +33,7 @@ def draw(logits_V, n=20_000, temperature=1.0, top_k=0, top_p=1.0):
     """The shares of each token among n draws."""
     generator = torch.Generator().manual_seed(0)
     rows = torch.tensor(logits_V).expand(n, -1)
-    drawn = choose(rows, Sampling(temperature, top_k, top_p), [generator] * n)
+    drawn = choose(rows, Sampling(temperature=temperature, top_k=top_k, top_p=top_p), [generator] * n)
     return torch.bincount(drawn, minlength=len(logits_V)) / n
 
 
@@ -97,7 +99,7 @@ def test_the_repetition_penalty_is_transformers():
 
 
 def test_a_strong_repetition_penalty_repeats_nothing():
-    ids = generate(tiny_model(), [1, 2, 3], 25, Sampling(0.0, repetition_penalty=1e9))[0]
+    ids = generate(tiny_model(), [1, 2, 3], 25, Sampling(temperature=0.0, repetition_penalty=1e9))[0]
     assert len({1, 2, 3, *ids}) == 28
 
 
@@ -143,14 +145,14 @@ def test_generation_stops_where_the_positions_end():
     assert len(generate(tiny_model(), list(range(20)), 100)[0]) == 12
 
 
-def test_json_is_one_line_with_the_samples_and_the_speed(folder):
-    finished = run_script("sample.py", "--model", folder, "--prompt", "Insulin", "--max-new-tokens", "5",
-                          "--num-samples", "2", "--json")
-    result = json.loads(finished.stdout)
-    assert finished.stdout.count("\n") == 1 and len(result["samples"]) == 2 and result["tokens_per_second"] > 0
+def test_json_is_one_line_with_the_samples_and_the_speed(folder, capsys):
+    main(Sample(str(folder), prompt="Insulin", max_new_tokens=5, num_samples=2, json=True))
+    printed = capsys.readouterr().out
+    result = json.loads(printed)
+    assert printed.count("\n") == 1 and len(result["samples"]) == 2 and result["tokens_per_second"] > 0
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int8"])
 def test_every_precision_continues(folder, dtype):
     assert len(main(Sample(model=str(folder), prompt="Insulin", max_new_tokens=5, dtype=dtype))["samples"]) == 1
 
@@ -235,11 +237,74 @@ def interrupt_after_two(*args, **settings):
     raise KeyboardInterrupt
 
 
-def test_weights_that_are_no_numbers_are_noticed(folder):
+@pytest.mark.parametrize("settings", [dict(), dict(score=True), dict(score=True, json=True)])
+def test_weights_that_are_no_numbers_end_in_an_error(folder, tmp_path, capsys, settings):
     model = GPT.from_pretrained(folder)
     model.h[1].mlp.c_fc.weight.data[0, 0] = torch.nan
-    with pytest.raises(UserError, match="its weights are damaged"):
-        generate(model, [1, 2, 3], 5)
+    model.save_pretrained(tmp_path)
+    Tokenizer.load(folder).save(tmp_path)
+    with pytest.raises(UserError, match="NaN or infinite: its weights are damaged"):
+        main(Sample(model=str(tmp_path), prompt="Insulin", **settings))
+    assert "NaN" not in capsys.readouterr().out
+
+
+def test_numbers_that_become_nan_at_a_later_position_end_the_text_there(folder, tmp_path, capsys):
+    model = GPT.from_pretrained(folder)
+    model.wpe.weight.data[12] = torch.nan
+    model.save_pretrained(tmp_path)
+    Tokenizer.load(folder).save(tmp_path)
+    with pytest.raises(UserError, match="NaN or infinite"):
+        main(Sample(model=str(tmp_path), prompt="Insulin"))
+    printed = capsys.readouterr().out
+    assert printed.startswith("Insulin") and printed.endswith("\n") and "!!" not in printed
+
+
+def test_float16_gives_the_greedy_text_of_float32(folder):
+    """In the arithmetic of a GPU: every product in float16. The layer scale keeps the attention scores in range."""
+    model = tiny_model(n_positions=96)
+    half = tiny_model(n_positions=96).half()
+    assert generate(half, [1, 2, 3], 60) == generate(model, [1, 2, 3], 60)
+
+
+class NoFloat64(TorchDispatchMode):
+    """Apple's GPUs have no float64. The draw of a uniform number is on the CPU everywhere."""
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        result = operator(*args, **kwargs or {})
+        if operator is not torch.ops.aten.rand.generator and isinstance(result, torch.Tensor):
+            assert result.dtype != torch.float64, operator
+        return result
+
+
+@pytest.mark.parametrize("settings", [dict(), dict(top_k=5), dict(top_p=0.9, repetition_penalty=1.2)])
+def test_a_device_without_float64_can_draw(monkeypatch, settings):
+    monkeypatch.setattr(sample, "precise_dtype", lambda device: torch.float32)
+    sampling, model = Sampling(temperature=1.0, **settings), tiny_model()
+    with NoFloat64():
+        drawn = generate(model, [1, 2, 3], 12, sampling, num_samples=3, seed=5)
+    monkeypatch.undo()
+    assert drawn == generate(model, [1, 2, 3], 12, sampling, num_samples=3, seed=5)
+    assert precise_dtype(torch.device("mps")) == torch.float32 and precise_dtype(torch.device("cpu")) == torch.float64
+
+
+def test_texts_that_do_not_fit_into_memory_are_refused_before_they_are_made(folder, monkeypatch):
+    monkeypatch.setattr(cache, "free_memory", lambda device: 2**20)
+    with pytest.raises(UserError, match="1,000 texts of 9[0-9] tokens need .* GB of memory; 0.0 GB are free"):
+        main(Sample(model=str(folder), prompt="Insulin", num_samples=1000))
+    monkeypatch.setattr(cache, "free_memory", lambda device: None)          # the system does not say
+    assert len(main(Sample(model=str(folder), prompt="Insulin", num_samples=2, max_new_tokens=2))["samples"]) == 2
+
+
+def test_without_a_prompt_a_terminal_gets_the_interactive_mode(folder, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr("sys.stdin", Terminal(""))
+    assert main(Sample(model=str(folder))) is None
+    monkeypatch.setattr("sys.stdin", io.StringIO("Insulin"))
+    with pytest.raises(UserError, match="give exactly one of"):
+        main(Sample(model=str(folder)))
 
 
 def test_the_share_of_bandwidth_is_bytes_over_what_memory_gives(monkeypatch):
@@ -259,8 +324,10 @@ def test_the_share_of_bandwidth_is_bytes_over_what_memory_gives(monkeypatch):
     (dict(model="nowhere/at/all"), "no such folder"), (dict(max_new_tokens=0), "--max-new-tokens is 0"),
     (dict(num_samples=0), "--num-samples is 0"),
     (dict(repetition_penalty=0.0), "--repetition-penalty is 0.0"), (dict(stop=("",)), "a stop string is empty"),
-    (dict(stop=("<|im_end|>",)), "unknown stop string"), (dict(interactive=True), "give one of --prompt"),
-    (dict(prompt=None), "give one of --prompt"),
+    (dict(stop=("<|im_end|>",)), "unknown stop string"), (dict(interactive=True), "give exactly one of --prompt"),
+    (dict(prompt="a\ud800b"), r"the prompt 'a\\ud800b' is not Unicode text"),
+    (dict(stop=("\udce9",)), "--stop .* is not Unicode text"), (dict(num_samples=10**9), "--num-samples is 1000000000"),
+    (dict(temperature=float("nan")), "--temperature is nan"), (dict(layout="nowhere"), "--layout nowhere"),
     (dict(prompt=None, file="nowhere.txt"), "nowhere.txt: cannot be read as text"),
     (dict(prompt="word " * 200), "positions allow at most 95; shorten it")])
 def test_bad_input_is_named(folder, changes, words):

@@ -357,7 +357,7 @@ class NoFloat64(TorchDispatchMode):
 
 
 def test_training_needs_no_float64_on_an_apple_gpu(cfg, monkeypatch):
-    monkeypatch.setattr(train, "sum_dtype", lambda device: runtime.sum_dtype(torch.device("mps")))
+    monkeypatch.setattr(train, "precise_dtype", lambda device: runtime.precise_dtype(torch.device("mps")))
     with NoFloat64():
         train.main(replace(cfg, steps=5))
 

@@ -247,8 +247,8 @@ def test_greedy_tokens_equal_transformers(folders, name, batch):
 
 
 @BOTH
-@pytest.mark.parametrize("dtype, layout, bound", [(torch.float32, "blocks", 1e-5), (torch.bfloat16, "blocks", 4e-2),
-                                                  (torch.bfloat16, "int8_any", 6e-2)])
+@pytest.mark.parametrize("dtype, layout, bound", [(torch.float32, "plain", 1e-5), (torch.bfloat16, "widened", 4e-2),
+                                                  (torch.bfloat16, "widened_int8", 6e-2)])
 def test_a_model_in_a_layout_gives_nearly_its_logits(name, dtype, layout, bound):
     reference, model = random_model(name)(IDS_BT), random_model(name).to(dtype)
     lay_out(model, layout)
@@ -257,7 +257,7 @@ def test_a_model_in_a_layout_gives_nearly_its_logits(name, dtype, layout, bound)
         assert len(generate(model, [1, 2, 3], 5, num_samples=2)[1]) == 5
     looked_up = ("wpe.weight",) if name == "neo" else ("wte.weight",)          # rows, not products
     matrices = [p for part, p in random_model(name).named_parameters() if p.dim() == 2 and part not in looked_up]
-    assert weight_bytes(model) == sum(p.numel() for p in matrices) * (1 if layout == "int8_any" else dtype.itemsize)
+    assert weight_bytes(model) == sum(p.numel() for p in matrices) * (1 if layout == "widened_int8" else dtype.itemsize)
 
 
 @BOTH

@@ -66,7 +66,7 @@ def test_a_space_at_the_end_is_left_out_and_said(tok, capsys):
 
 
 def test_prompts_are_lines_or_json(tmp_path):
-    (tmp_path / "a.txt").write_text("one\n\ntwo\n")
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\n\r\ntwo\r\n")       # as Windows' Notepad writes it
     (tmp_path / "b.jsonl").write_text('{"prompt": "one\\ntwo"}\n{"prompt": "three"}\n')
     assert read_prompts(tmp_path / "a.txt") == ["one", "two"]
     assert read_prompts(tmp_path / "b.jsonl") == ["one\ntwo", "three"]
@@ -76,7 +76,8 @@ def test_prompts_are_lines_or_json(tmp_path):
     ("a.txt", None, "cannot be read as text"), ("a.txt", b"\xff\xfe", "cannot be read as text"),
     ("a.txt", b"\n \n", "contains no prompt"),
     ("a.jsonl", b'{"prompt": "x"}\n{"text": "y"}', 'line 2: expected a JSON object'),
-    ("a.jsonl", b'{"prompt": 5}', "line 1: the prompt is 5")])
+    ("a.jsonl", b'{"prompt": 5}', "line 1: the prompt is 5"),
+    ("a.jsonl", b"[" * 100_000, "line 1: expected a JSON object"), ("a.jsonl", b"9" * 5000, "line 1: expected")])
 def test_a_bad_file_of_prompts_is_named(tmp_path, name, content, words):
     if content is not None:
         (tmp_path / name).write_bytes(content)
