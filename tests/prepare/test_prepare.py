@@ -11,7 +11,7 @@ import pytest
 import zstandard
 
 from plumbing.common import ROOT, UserError, parse_args
-from plumbing.documents import Bad, documents
+from plumbing.documents import Bad, documents, lines
 from plumbing.shards import open_shard
 from prepare import pubmed, qa
 from tokenizer import Tokenizer
@@ -121,14 +121,23 @@ def test_endoftext_in_a_document_is_plain_text(tok, tmp_path):
 def test_bad_lines_are_counted_and_named_and_the_rest_goes_on(tok, tmp_path, capsys):
     path = write_jsonl(tmp_path / "a.jsonl", texts(700))
     bad = [b'{"text": "cut', b'{"title": ""}', b'{"text": 5}', b'{"text": "\xff"}', b'{"text": "\\ud835"}',
-           b"[" * 99999]
+           b"[" * 99999, b'{"text": "x", "n": %d' % 1 + b"0" * 5000 + b"}"]
     path.write_bytes(path.read_bytes() + b"\n".join(bad) + b'\n\n{"text": " "}\n{"text": "the last"}')
     meta = prepare(tok, [path], tmp_path / "out")
     assert meta["train"]["documents"] + meta["val"]["documents"] == 701
     assert meta["skipped"] == {"not JSON": 2, 'no "text"': 2, "not UTF-8": 1, "half a surrogate pair": 1,
-                               "empty document": 2}
+                               "nested too deeply": 1, "empty document": 2}
     said = capsys.readouterr().err
-    assert all(f"{path}:{line}: " in said for line in range(701, 707))
+    assert all(f"{path}:{line}: " in said for line in range(701, 708))
+
+
+def test_a_long_line_is_joined_once_and_not_with_each_block():
+    class Block(bytes):
+        def __radd__(self, other):
+            raise AssertionError("copies the line once per block")
+
+    assert list(lines(map(Block, [b"a\nb", *[b"c"] * 9, b"\n\nd", b"e"]))) == [
+        (1, b"a"), (2, b"bccccccccc"), (3, b""), (4, b"de")]
 
 
 @pytest.mark.parametrize("n_bad, goes_on", [(2, True), (3, False)])
@@ -280,6 +289,50 @@ def test_jats_gives_title_abstract_and_body_without_references_cells_and_tex(tmp
     path = tmp_path / name
     path.write_bytes(gzip.compress(JATS.encode()) if name.endswith("gz") else JATS.encode())
     assert list(documents(path)) == [JATS_TEXT]
+
+
+RICH_JATS = """<article xmlns:mml="http://www.w3.org/1998/Math/MathML"><front><article-meta><title-group>
+<article-title>T</article-title></title-group></article-meta></front><body>
+<sec><title>Counts</title><p>We got 10<sup>5</sup>, 10<sup>6<xref ref-type="bibr">3</xref></sup> and
+10<sup><italic>\u22123</italic></sup> cells<sup><xref ref-type="bibr">4</xref>,<xref ref-type="bibr">5</xref></sup> of
+Na<sup>+</sup>.</p>
+<p>Rate<inline-formula><mml:math><mml:mi>k</mml:mi></mml:math></inline-formula>is
+(<inline-formula>n<sub>1</sub></inline-formula>), by <code>fit(x)</code>then <mml:math><mml:mi>y</mml:mi>
+<mml:mo>=</mml:mo><mml:mi>log</mml:mi><mml:mo>\u2061</mml:mo><mml:mi>x</mml:mi><mml:mtext>if</mml:mtext>
+<mml:mfenced><mml:mi>a</mml:mi><mml:mi>b</mml:mi></mml:mfenced></mml:math>.</p>
+<fig><object-id>10.1/f1</object-id><label>Figure 1</label><caption><p>Growth.</p></caption><alt-text>ALT</alt-text>
+<long-desc>LONG</long-desc><graphic><alt-text>ALT</alt-text></graphic>
+<permissions><copyright-statement>(c)</copyright-statement></permissions></fig>
+<media><label>Video 1.</label><caption><title>Mice.</title></caption></media></sec></body>
+<floats-group><fig><label>Figure 2</label><caption><p>Death.</p></caption></fig><table-wrap><label>Table 1</label>
+<caption><p>Ages.</p></caption><table><tr><td>7</td></tr></table></table-wrap></floats-group></article>"""
+
+RICH_TEXT = ("T\n\nCounts\n\nWe got 10^5, 10^6 and 10^\u22123 cells of Na+.\n\nRate k is (n1), by\nfit(x)\nthen "
+             "y=log x if(a,b).\n\nFigure 1 Growth.\n\nVideo 1. Mice.\n\nFigure 2 Death.\n\nTable 1 Ages.")
+
+
+def test_jats_keeps_numbers_formulas_and_floating_captions_and_leaves_out_descriptions_and_permissions(tmp_path):
+    (tmp_path / "a.nxml").write_text(RICH_JATS)
+    assert list(documents(tmp_path / "a.nxml")) == [RICH_TEXT]
+
+
+ABSTRACT = "<PubmedArticle><ArticleTitle>T</ArticleTitle><Abstract>{}</Abstract></PubmedArticle>\n"
+PART = "<AbstractText>{}</AbstractText>"
+
+
+def test_an_empty_label_labels_nothing(tmp_path):
+    parts = "<AbstractText Label=''>One.</AbstractText><AbstractText Label=' : '>Two.</AbstractText>"
+    (tmp_path / "a.xml").write_text(ABSTRACT.format(parts))
+    assert list(documents(tmp_path / "a.xml")) == ["T\nOne.\nTwo."]
+
+
+@pytest.mark.parametrize("inner", ["<i>" * 1200 + "x" + "</i>" * 1200,
+                                   "<math>" + "<mrow>" * 1200 + "x" + "</mrow>" * 1200 + "</math>"])
+def test_an_article_that_is_nested_too_deeply_is_named_and_the_rest_goes_on(tmp_path, inner):
+    articles = [ABSTRACT.format(PART.format(text)) for text in ("One.", inner, "Two.")]
+    (tmp_path / "a.xml").write_text("".join(articles))
+    one, bad, two = documents(tmp_path / "a.xml")
+    assert (one, two) == ("T\nOne.", "T\nTwo.") and bad == Bad(f"{tmp_path}/a.xml:2", "nested too deeply")
 
 
 def test_a_mix_of_formats_becomes_one_corpus_and_articles_without_abstract_are_counted(tok, tmp_path):
