@@ -273,11 +273,13 @@ def write_corpus(folder, documents, tok, cfg):
 
 
 def check(cfg):
-    check_ranges(cfg, {"documents_per_entity": (1, None), "val_percent": (0.1, 99), "questions_per_fact": (1, None)})
+    check_ranges(cfg, {"vocab_size": (257, 1 << 16), "documents_per_entity": (1, None), "val_percent": (0.1, 99),
+                       "questions_per_fact": (1, None)})
     out = Path(cfg.out)
-    if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
         made = out / "meta.json"
-        if not made.is_file() or read_json(made, "what prepare/demo.py wrote").get("made_by") != "prepare/demo.py":
+        meta = read_json(made, "what prepare/demo.py wrote") if made.is_file() else None
+        if not isinstance(meta, dict) or meta.get("made_by") != "prepare/demo.py":
             raise UserError(f"{out}: contains files that prepare/demo.py did not write; choose another --out")
 
 

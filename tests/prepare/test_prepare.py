@@ -440,12 +440,14 @@ def test_questions_in_our_own_format_pass_through_every_task(tmp_path, task):
     ({**OURS, "answer": True}, "no index"),
     ({**OURS, "options": ["a", " "]}, "empty"),
     ({**OURS, "question": " "}, "empty"),
-    ({**OURS, "question": None}, "NoneType"),
+    ({**OURS, "question": None}, "must be text"),
     ({**OURS, "id": "0"}, "already the id of line 1"),
     ({**OURS, "question": "\ud835"}, "surrogate"),
     ({**MEDQA, "answer_idx": "Z"}, "not one of A, B, C, D"),
     ({**MEDQA, "answer": "flu"}, "disagree"),
     ({"question": "?"}, "no 'options'"),
+    ({**OURS, "id": ["q"]}, "its id ['q'] is neither text nor a number"),
+    ({**MEDQA, "options": {"A": 1, "B": 2}, "answer": 1, "answer_idx": "A"}, "options must be text"),
     ("text", "indices"),
 ])
 def test_a_malformed_question_is_named_and_the_rest_goes_on_up_to_one_percent(tmp_path, capsys, bad, why):
@@ -456,6 +458,41 @@ def test_a_malformed_question_is_named_and_the_rest_goes_on_up_to_one_percent(tm
     (tmp_path / "out.jsonl").unlink()
     stops("2 of 122.*more than 1 %", convert, "medqa", tmp_path, good + [bad, bad])
     assert not (tmp_path / "out.jsonl").exists() and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("line", ['{"id": 1' + "0" * 5000 + "}", "[" * 99999])
+def test_a_line_that_json_refuses_for_its_size_is_named_and_the_rest_goes_on(tmp_path, capsys, line):
+    good = [{**OURS, "id": str(i)} for i in range(120)]
+    content = "".join(json.dumps(record) + "\n" for record in good) + line
+    assert convert("medqa", tmp_path, content) == good
+    assert "line 121: not JSON" in capsys.readouterr().err
+
+
+def test_more_than_26_options_have_numbers_in_the_report_and_a_missing_id_is_made(tmp_path, capsys):
+    many = {**OURS, "options": [f"option {i}" for i in range(30)], "answer": 28, "id": None}
+    made = convert("medqa", tmp_path, [many, {**many, "answer": 0}])
+    assert [q["id"] for q in made] == ["in-1", "in-2"]
+    assert "29 1 (50.0%)  A 1 (50.0%)" in capsys.readouterr().out
+
+
+def test_pubmedqa_contexts_that_are_one_text_are_not_taken_for_a_list(tmp_path):
+    content = json.dumps({"12": {**PQA, "CONTEXTS": "We tried."}})
+    stops("contexts are not a list", convert, "pubmedqa", tmp_path, content, "in.json")
+
+
+@pytest.mark.parametrize("damage", [lambda raw: raw[:-20], lambda raw: raw[:40] + bytes(30) + raw[70:],
+                                    lambda raw: b"x"])
+def test_a_damaged_gz_of_questions_is_one_line_that_names_it(tmp_path, damage):
+    path = tmp_path / "in.jsonl.gz"
+    path.write_bytes(damage(gzip.compress(json.dumps(MEDQA).encode() * 50)))
+    stops("in.jsonl.gz: cannot be read to its end .*; download it again", qa.main,
+          qa.Questions("medqa", path, tmp_path / "out.jsonl"))
+
+
+@pytest.mark.parametrize("ids", ["5", "null", '"12"'])
+def test_keep_ids_that_are_no_list_are_named(tmp_path, ids):
+    (tmp_path / "ids.json").write_text(ids)
+    stops("ids.json: neither a list", convert, "medqa", tmp_path, [OURS], keep_ids=tmp_path / "ids.json")
 
 
 def test_files_that_hold_no_questions_are_errors_with_a_mend(tmp_path):
