@@ -262,8 +262,8 @@ def write_corpus(folder, documents, tok, cfg):
     write_json_lines(folder / "documents.jsonl", ({"about": name, "text": text} for name, text in documents))
     meta = {"made_by": "prepare/demo.py", "vocab_size": len(tok), "eos_id": tok.eos_id, "settings": asdict(cfg)}
     held_out = [zlib.crc32(text.encode()) % 10_000 < 100 * cfg.val_percent for _, text in documents]
-    for part, wanted in (("train", False), ("val", True)):
-        texts = [text for (_, text), val in zip(documents, held_out, strict=True) if val == wanted]
+    for part, is_val in (("train", False), ("val", True)):
+        texts = [text for (_, text), val in zip(documents, held_out, strict=True) if val == is_val]
         ids = [piece for text in texts for piece in (tok.encode(text), [tok.eos_id])]
         tokens = np.concatenate(ids).astype(np.uint16)
         write_shard(folder / f"{part}_000000.bin", tokens)

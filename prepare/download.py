@@ -61,6 +61,8 @@ def download(cfg):
     check_ranges(cfg, {"first": (0, None), "files": (0, None)})
     if not cfg.url.startswith(("http://", "https://")):
         raise UserError(f"--url {cfg.url}: not an address that begins with https:// or http://")
+    if cfg.out.exists() and not cfg.out.is_dir():
+        raise UserError(f"{cfg.out}: --out must be a folder")
     cfg = replace(cfg, url=cfg.url.rstrip("/") + "/")
     names = choose(cfg, listing(cfg))
     cfg.out.mkdir(parents=True, exist_ok=True)

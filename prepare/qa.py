@@ -267,6 +267,8 @@ def selected(cfg, questions):
 
 def main(cfg):
     if cfg.source == Path("hub"):
+        if cfg.out.is_file():
+            raise UserError(f"{cfg.out}: OUT must be a folder for the files from the hub")
         return fetch(cfg.task, cfg.out, lambda source, out: main(replace(cfg, source=source, out=out)))
     if cfg.out.is_dir() or cfg.out.resolve() == cfg.source.resolve():
         raise UserError(f"{cfg.out}: OUT must be a file, neither a folder nor IN itself")

@@ -1,4 +1,4 @@
-"""prepare/: what goes in comes out, whatever the format, the order of work and the state of the files."""
+"""prepare/: every format becomes the same documents and questions, and damaged files are named and counted."""
 import gzip
 import json
 import random
@@ -48,7 +48,7 @@ def read_back(tok, out, split):
     """The documents of one split, decoded from its shards."""
     ids = np.concatenate([open_shard(p) for p in sorted(Path(out).glob(f"{split}_*.bin"))] or [np.zeros(0, np.uint16)])
     ends = np.flatnonzero(ids == tok[1].eos_id)
-    assert len(ids) == 0 or ends[-1] == len(ids) - 1, "the last document ends in <|endoftext|>, too"
+    assert len(ids) == 0 or ends[-1] == len(ids) - 1, "the last document also ends in <|endoftext|>"
     return [tok[1].decode(ids[a:b]) for a, b in zip([0, *ends + 1], ends, strict=False)]
 
 
@@ -382,7 +382,7 @@ def test_medmcqa_counts_from_one_or_from_zero_as_the_file_shows(tmp_path, capsys
     made = convert("medmcqa", tmp_path, [{**MEDMCQA, "id": str(i), "cop": cop} for i, cop in enumerate(cops)])
     assert [q["answer"] for q in made] == answers and made[0]["options"] == ["skin", "liver", "lung", "eye"]
     assert f"from {0 if 0 in cops else 1}" in capsys.readouterr().out
-    assert "!" not in json.dumps(made), "the explanation is no input"
+    assert "!" not in json.dumps(made), "the explanation is not part of the input"
 
 
 def test_medmcqa_without_answers_stops(tmp_path):
@@ -495,7 +495,7 @@ def test_keep_ids_that_are_no_list_are_named(tmp_path, ids):
     stops("ids.json: neither a list", convert, "medqa", tmp_path, [OURS], keep_ids=tmp_path / "ids.json")
 
 
-def test_files_that_hold_no_questions_are_errors_with_a_mend(tmp_path):
+def test_files_without_questions_are_errors_that_say_what_to_do(tmp_path):
     stops("--keep-ids", convert, "pubmedqa", tmp_path, '{"1": "yes"}', "in.json")
     stops("git lfs pull", convert, "medqa", tmp_path, "version https://git-lfs.github.com/spec/v1\n")
     stops("no such file", qa.main, qa.Questions("medqa", tmp_path / "none.jsonl", tmp_path / "out.jsonl"))
