@@ -29,9 +29,9 @@ bench: .venv/ready
 	$(if $(TEXT),$(PY) bench/tokenizer.py --text $(TEXT),@echo "bench/tokenizer.py left out: make bench TEXT=FOLDER")
 
 # Every check that needs a GPU, within ten minutes, into results/ or the folder that GPU_OUT names;
-# DATA names token shards for a real run; PY=python3 uses an environment that is already there
+# PY=python3 uses an environment that is already there
 gpu: $(if $(filter .venv/%,$(PY)),.venv/ready)
-	$(PY) bench/gpu.py $(if $(DATA),--data $(DATA))
+	$(PY) bench/gpu.py
 
 clean:
 	rm -rf .venv out data .pytest_cache .ruff_cache

@@ -42,21 +42,19 @@ from plumbing.common import (
 )
 from plumbing.runtime import matrix_dtype, pick_device
 from questions.heads import computing, parts
-from sample import WARNING, load, stream
-from sampling.prompts import groups
+from sample import WARNING, Sampling, load, stream
+from sampling.text import groups
 from training.finetuning import Finetuning, descend, save_model, settings
 from training.parallel import device_mesh, join_world, shard_model
 from training.trainable import check_weights, choose_weights
 
 
 @dataclass(frozen=True)
-class Decoding:
+class Decoding(Sampling):
     """How the model's distribution becomes an answer."""
     decode: Literal["greedy", "sample", "beam"] = "greedy"
     max_new_tokens: int = 400
-    temperature: float = 0.8                 # of --decode sample, as the next two
-    top_k: int = 0
-    top_p: float = 0.95
+    top_p: float = 0.95                      # of --decode sample, as temperature and top_k
     beams: int = 5                           # of --decode beam, as all that follow
     length_penalty: float = -0.5             # scores are divided by length ** penalty: below 0 for short texts
     no_repeat_ngram: int = 6                 # no n-gram of prompt and answer twice; 0 forbids nothing
@@ -107,7 +105,7 @@ PRESETS = {
                              epochs=3, batch_size=16, micro_batch_size=8, learning_rate=5e-5, warmup_ratio=0.0,
                              weight_decay=0.0),
 }
-FREE = {"max_test", *Decoding.__annotations__} - {"max_source", "max_target", "stride"}   # may change before resuming
+FREE = {"max_test", *Decoding.__dataclass_fields__} - {"max_source", "max_target", "stride"}   # may change before resuming
 
 
 def main(cfg):
@@ -259,9 +257,8 @@ def decode(cfg, gpt, tok, sources):
             found = [[ids for _, ids in best] for best in found]
         else:
             found = [[[]] for _ in prompts]
-            temperature = cfg.temperature if cfg.decode == "sample" else 0
-            for column in stream(gpt, prompts, cfg.max_new_tokens, temperature, cfg.top_k, cfg.top_p, seed=cfg.seed,
-                                 eos_id=tok.eos_id):
+            sampling = cfg if cfg.decode == "sample" else replace(cfg, temperature=0.0)
+            for column in stream(gpt, prompts, cfg.max_new_tokens, sampling, seed=cfg.seed, eos_id=tok.eos_id):
                 for row, token in column:
                     found[row][0].append(token)
         for i, best in zip(indices, found, strict=True):

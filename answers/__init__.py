@@ -1,1 +1,9 @@
-"""The parts of answers."""
+"""The parts of finetune_answers.py, in reading order.
+
+examples.py      what the model reads of a prompt and its answer, and which tokens it learns
+beam.py          beam search: the likeliest text instead of the likeliest next token
+spans.py         windows of a long context, and the best span of all of them
+extraction.py    fine-tuning to mark the answer inside a text: the presets span and bioasq8b
+scores.py        ROUGE, BLEU, exact match, ranks, each with its interval
+report.py        generated answers beside trivial ones
+"""

@@ -1,8 +1,9 @@
-"""`make demo`: the paper's mechanism in miniature, with the commands that a reader would type.
+"""`make demo`: the paper's method in miniature, with the commands that a reader would type.
 
-Runs the whole road on the embedded world (prepare/demo.py) and ends with a table: what the paper claims, its number,
-and the number here. Pretraining is what is tested: a twin of the same shape that never read the text is fine-tuned on
-the same questions, and no entity of the test occurs in them.
+Runs every step on a small invented world (prepare/demo.py): tokenizer, pretraining, sampling, fine-tuning. It ends with
+a table: the paper's claim, the paper's number, and the number here. What it tests is pretraining. A twin of the same
+shape that was never pretrained is fine-tuned on the same questions, and the test questions are about entities that no
+training question names.
 
     python bench/demo.py             # -> out/demo/report.json, out/demo/demo.png; under 6 minutes on 2 cores
 """
@@ -13,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # python looks for modules beside the script it runs
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the repository's modules, before those of bench/
 
 from plumbing.common import ROOT, git_commit, read_json, speaking_to_the_user, write_json  # noqa: E402
 from prepare.vocabulary import PAPER_TERMS  # noqa: E402
@@ -39,7 +40,7 @@ def main():
 
 
 def story(title, *command):
-    """Say what comes, show the command as one would type it, run it; a failure ends the story with its exit code."""
+    """Print a title and the command, then run it. If it fails, exit with its code."""
     print(f"\n\033[1m{title}\033[0m\n$ python {shlex.join(command)}", flush=True)
     finished = subprocess.run([sys.executable, *command], cwd=ROOT)
     if finished.returncode:
@@ -47,7 +48,7 @@ def story(title, *command):
 
 
 def collect(out, data, seconds):
-    """The numbers of report.json, out of what the commands wrote."""
+    """The numbers of report.json, read from the files that the commands wrote."""
     pretrained, untrained = (read_json(out / name / "report.json", "a report") for name in ("qa", "untrained"))
     meta, tok = read_json(data / "meta.json", "what prepare/demo.py wrote"), Tokenizer.load(data)
     log = [json.loads(line) for line in open(out / "log.jsonl", encoding="utf-8")]
@@ -65,31 +66,33 @@ def collect(out, data, seconds):
 
 
 def table(r):
-    """Claim, paper's number, this miniature's number."""
+    """The text of the table: claim, the paper's number, this miniature's number."""
     def share(name):
         return f"{r[name + '_accuracy']:.1%} +- {r[name]['deviation']:.1%}"
+
     terms = len(PAPER_TERMS)
     rows = [
         ("what the paper claims", "paper", "this miniature"),
-        ("a biomedical vocabulary keeps its terms whole", f"{terms} of {terms}; GPT-2: 0",
+        ("biomedical terms are single tokens", f"{terms} of {terms}; GPT-2: 0",
          f"{len(r['single_token_terms'])} of {terms}"),
-        ("the loss falls for the entire run", "300 B tokens", f"{r['first_loss']:.2f} -> {r['val_loss']:.2f} nats"),
-        ("pretrained on the domain, fine-tuning answers", "MedQA 50.3 %", share("pretrained")),
-        ("without that, the same fine-tuning does not", "GPT-Neo 37.7 % *", share("scratch")),
-        ("chance; always the commonest answer", "25.0 %; -", f"{r['chance']:.1%}; {r['commonest_answer']:.1%}")]
+        ("the loss falls during the whole run", "300 B tokens", f"{r['first_loss']:.2f} -> {r['val_loss']:.2f} nats"),
+        ("fine-tuned after pretraining on the domain", "MedQA 50.3 %", share("pretrained")),
+        ("the same fine-tuning without that pretraining", "GPT-Neo 37.7 % *", share("scratch")),
+        ("chance; always the most frequent answer", "25.0 %; -", f"{r['chance']:.1%}; {r['commonest_answer']:.1%}")]
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines.insert(1, "  ".join("-" * width for width in widths))
     low, high = r["pretrained"]["interval"]
+    seeds = ", ".join(map(str, r["seeds"]))
     return "\n" + "\n".join(lines) + f"""
 
-{r['n']} test questions of 4 options, on entities that no training question names. Mean and deviation over fine-tuning
-seeds {', '.join(map(str, r['seeds']))}; 95 % interval of the pretrained model's mean: {low:.1%} to {high:.1%}.
-* The paper's rival has the same size and was pretrained on general text; the twin here was pretrained on nothing."""
+{r['n']} test questions of 4 options, about entities that no training question names. Mean and standard deviation over
+fine-tuning seeds {seeds}; 95 % interval of the pretrained model's mean: {low:.1%} to {high:.1%}.
+* GPT-Neo has the paper's size and was pretrained on general text; the twin here was not pretrained at all."""
 
 
 def draw(out, r):
-    """demo.png: the loss curve, and what it was good for."""
+    """demo.png: the loss curve of pretraining, and the accuracies with and without it."""
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
@@ -98,7 +101,7 @@ def draw(out, r):
     left.plot([line["step"] for line in log], [line["loss"] for line in log], lw=1, color="#8ab", label="training")
     val = [line for line in log if "val_loss" in line]
     left.plot([line["step"] for line in val], [line["val_loss"] for line in val], "o-", c="#c33", label="validation")
-    left.set(xlabel="step", ylabel="loss, nats a token", title="Pretraining on the text", ylim=(0, None))
+    left.set(xlabel="step", ylabel="loss, nats per token", title="Pretraining on the text", ylim=(0, None))
     left.legend(frameon=False)
     for x, (name, colour) in enumerate((("pretrained", "#c33"), ("scratch", "#8ab"))):
         accuracy = 100 * r[f"{name}_accuracy"]

@@ -1,76 +1,118 @@
-"""`make gpu`: every check that needs a GPU, one after the other, within ten minutes.
+"""`make gpu`: every check that needs a GPU, in stages, within ten minutes.
 
-    python bench/gpu.py                     # into results/; GPU_OUT=FOLDER names another place
-    python bench/gpu.py --data data/pubmed  # and a real run of GPT-2 small's size on these shards, if there is time
+    python bench/gpu.py                     # writes results/gpu.jsonl, gpu.log and gpu.md
+    GPU_OUT=FOLDER python bench/gpu.py      # writes them to FOLDER, and FOLDER/gpu.tar.gz after every stage
 
-Correctness and speed of the kernels, a training step of the paper's model beside its peers, decoding, training. A step
-that fails or runs out of time does not keep the next from its turn: FOLDER/gpu.md says how each ended, FOLDER/gpu_*.log
-what it printed. Ends with 1 if any failed.
+Each stage is a process of its own with a budget of seconds. What it finds is in gpu.jsonl line by line, at the moment
+it is found. So a crash, a timeout or a GPU out of memory costs that stage's remaining lines and nothing else. A stage
+may also use the seconds that earlier ones left over. gpu.log has everything that was printed, gpu.md is the report.
+Exit code 1 if a stage or a check failed, 2 if there is no GPU.
+
+Needed: torch, triton, numpy, and transformers for the comparisons. Without git, set COMMIT to the commit's name.
+Not here: what the stages do (gpu_checks.py, kernels.py, gpu_speed.py), the report (gpu_report.py).
 """
 import os
+import signal
 import subprocess
 import sys
+import tarfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-HERE = Path(__file__).resolve().parent              # not to be searched: there, `train` would be another file
-sys.path[:] = [str(HERE.parent), *(folder for folder in sys.path if folder != str(HERE))]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the repository's modules, before those of bench/
 
-import torch  # noqa: E402
+import torch
 
-from kernels.measure import require_gpu  # noqa: E402
-from plumbing.common import ROOT, git_commit, parse_args, speaking_to_the_user  # noqa: E402
+from bench.gpu_records import append
+from bench.gpu_report import is_bad, read_records, write_report
+from plumbing.common import ROOT, UserError, git_commit, parse_args, speaking_to_the_user, written_whole
 
-SMALL = ("--model.n-layer 12 --model.n-head 12 --model.n-embd 768 --batch-size 64 --micro-batch-size 32 --steps 600 "
-         "--learning-rate 1e-3 --final-learning-rate 1e-4 --warmup-steps 60 --eval-every 100 --eval-windows 256 "
-         "--checkpoint-every 0 --restart").split()       # 39 M tokens, GPT-2 small's shape
+
+class Stage(NamedTuple):
+    name: str
+    seconds: int                # its own budget
+    command: list               # of Python
+
+
+# The quick and certain ones first; 550 s in all.
+STAGES = [
+    Stage("facts", 25, ["bench/gpu_checks.py", "facts"]),
+    Stage("correct", 70, ["bench/gpu_checks.py", "correct"]),
+    Stage("model", 55, ["bench/gpu_checks.py", "model"]),
+    Stage("kernels", 65, ["bench/kernels.py"]),
+    Stage("decode", 55, ["bench/gpu_speed.py", "decode"]),
+    Stage("train ours-triton", 70, ["bench/gpu_speed.py", "train", "ours-triton"]),
+    Stage("train ours-torch", 45, ["bench/gpu_speed.py", "train", "ours-torch"]),
+    Stage("train transformers", 55, ["bench/gpu_speed.py", "train", "transformers"]),
+    Stage("train plain", 45, ["bench/gpu_speed.py", "train", "plain"]),
+    Stage("train ours-triton, micro-batch 16", 40, ["bench/gpu_speed.py", "train", "ours-triton", "16"]),
+    Stage("profile", 25, ["bench/gpu_speed.py", "profile"]),
+]
 
 
 @dataclass(frozen=True)
 class GPU:
     """Run every check that needs a GPU."""
-    data: Path | None = None            # token shards for the real run
-    minutes: float = 9.5                # for everything
+    minutes: float = 9.2        # for all stages together
 
 
-def main(cfg):
-    require_gpu("bench/gpu.py")
-    out, started, rows = Path(os.environ.get("GPU_OUT", ROOT / "results")).resolve(), time.perf_counter(), []
+def main(cfg, stages=STAGES):
+    """Run the stages; returns how many of them, and of their findings, are bad."""
+    if not torch.cuda.is_available():
+        raise UserError("make gpu needs a GPU, and torch finds none here; without one, `make test` interprets every "
+                        "kernel and compiles it for sm_80 and sm_90")
+    kept = os.environ.get("GPU_OUT")
+    out = Path(kept or ROOT / "results").resolve()
     out.mkdir(parents=True, exist_ok=True)
-    for name, command in steps(cfg, out):
-        left = 60 * cfg.minutes - (time.perf_counter() - started)
-        ended, seconds = run(name, command, out, max(1, left))
-        rows.append(f"| {name} | `python {' '.join(map(str, command))}` | {ended} | {seconds:.0f} |")
-        print(rows[-1], flush=True)
-        head = [f"# {torch.cuda.get_device_name()}\n", f"commit {git_commit()}, torch {torch.__version__}\n",
-                "| step | command | ended | seconds |", "|---|---|---|---:|"]
-        (out / "gpu.md").write_text("\n".join(head + rows).replace(str(out), "OUT") + "\n", encoding="utf-8")
-    return sum("| well |" not in row for row in rows)
+    for name in ("gpu.jsonl", "gpu.log"):
+        (out / name).unlink(missing_ok=True)
+
+    started, budget = time.monotonic(), 0
+    for stage in stages:
+        budget += stage.seconds
+        left = min(budget, 60 * cfg.minutes) - (time.monotonic() - started)
+        ended, seconds = run(stage, out, left) if left > 0 else ("not started: no time left", 0.0)
+        append(out / "gpu.jsonl", {"stage": stage.name, "ended": ended, "seconds": round(seconds, 1),
+                                   "command": " ".join(stage.command), "commit": git_commit()})
+        write_report(out)
+        if kept:
+            pack(out)
+    return sum(is_bad(record) for record in read_records(out))
 
 
-def steps(cfg, out):
-    """[(name, script and its arguments)], the quick and certain first."""
-    real = ["train.py", "biomedlm", "--data", cfg.data, "--out", out / "small", *SMALL]
-    return [("kernels", ["bench/kernels.py"]),
-            ("training", ["bench/train.py", "--preset", "biomedlm", "--turns", 2, "--out", out]),
-            ("decoding", ["bench/sample.py", "--out", out]),
-            *([("small", real)] if cfg.data else [])]
-
-
-def run(name, command, out, seconds):
-    """(how it ended, seconds); what it printed goes to OUT/gpu_NAME.log."""
-    start = time.perf_counter()
-    with open(out / f"gpu_{name}.log", "w", encoding="utf-8") as log:
+def run(stage, out, seconds):
+    """(how it ended, how long it took). Its output is appended to OUT/gpu.log; nothing that it started survives it."""
+    environment = os.environ | {"GPU_JSONL": str(out / "gpu.jsonl"), "GPU_STAGE": stage.name, "GPU_OUT": str(out),
+                                "PYTHONUNBUFFERED": "1", "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+    start = time.monotonic()
+    with open(out / "gpu.log", "a", encoding="utf-8") as log:
+        print(f"\n==== {stage.name}: python {' '.join(stage.command)}", file=log, flush=True)
+        process = subprocess.Popen([sys.executable, *stage.command], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT,
+                                   env=environment, start_new_session=True)
         try:
-            code = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT,
-                                  timeout=seconds, env=os.environ | {"GPU_OUT": str(out)}).returncode
-            ended = "well" if code == 0 else f"with code {code}"
+            code = process.wait(timeout=seconds)
+            ended = "well" if code == 0 else f"exit code {code}" if code > 0 else f"killed by signal {-code}"
         except subprocess.TimeoutExpired:
-            ended = "for want of time"
-    return ended, time.perf_counter() - start
+            ended = f"timeout after {seconds:.0f} s"
+        finally:
+            with suppress(ProcessLookupError):          # the whole session: torch.compile starts workers
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    return ended, time.monotonic() - start
+
+
+def pack(out):
+    """OUT/gpu.tar.gz: what has been written until now."""
+    with written_whole(out / "gpu.tar.gz") as temporary, tarfile.open(temporary, "w:gz") as archive:
+        for path in sorted(out.glob("*gpu*")):
+            if path.suffix in (".jsonl", ".log", ".md", ".json"):
+                archive.add(path, path.name)
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)    # so that a stage is killed with the runner
     with speaking_to_the_user():
         sys.exit(main(parse_args(GPU)) > 0)

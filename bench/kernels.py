@@ -1,142 +1,210 @@
-"""The table of kernels on a GPU: attention against torch's two fast backends, the others against their bandwidth.
+"""How fast each kernel is on this GPU, beside torch's and others' kernels for the same work: a stage of `make gpu`.
 
-Correct first: every kernel is compared with fp64 on fresh inputs, over fresh memory full of NaN, before it is timed.
-Then for 160 heads of width 128, causal, bf16, the best of torch's flash and cuDNN backends in the same run over ours:
-forward and forward + backward at T = 1024, 4096 and 8192; and layer_norm's backward and cross_entropy in TB/s.
+    python bench/kernels.py         # one line per kernel, contestant and size; GPU_JSONL=FILE keeps them
 
-    GPU_OUT=folder python bench/kernels.py      (the folder is results/ by default: kernels_gpu.md and kernels_gpu.json)
-
-On Hopper set TRITON_PTXAS_PATH to an assembler of CUDA 13.1 or newer: the one that Triton 3.6 and 3.7 carry, 12.8, is
-reported to miscompile kernels with several products there.
+Attention has 160 heads of width 128, causal, in bf16, with and without dropout. The contestants are ours, torch's flash
+and cuDNN backends, FlexAttention, and FlashAttention 3 or 4 where they can be imported. torch's backends run twice: on
+views of the packed q, k, v, as a model has them, where their backward pass also pays for packing the gradient; and on
+separate tensors. The other kernels are limited by memory: their figure is the share of what a plain copy reaches.
+Times up to T = 1024 are taken in a CUDA graph, since launching a kernel can take as long as the kernel.
+Not here: correctness (gpu_checks.py comes first), how a time is taken (kernels/measure.py).
 """
-import os
-import subprocess
+import importlib
 import sys
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the repository's modules, before those of bench/
+
 import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))   # python bench/kernels.py finds common.py
-from data import document_starts
-from kernels import cross_entropy, flash_attention, layer_norm, measure, require_triton
-from kernels.measure import SDPA, attention_ms, ceilings, median_ms, relative_error
-from plumbing.common import ROOT, git_commit, speaking_to_the_user, write_json
+from bench.gpu_records import attempt, emit
+from kernels.cross_entropy import linear_cross_entropy
+from kernels.flash_attention import flash_attention
+from kernels.flash_decode import flash_decode
+from kernels.gelu import gelu_linear
+from kernels.layer_norm import add_layer_norm
+from kernels.measure import ceilings, graph_ms, median_ms, require_gpu
+from plumbing.common import speaking_to_the_user
 
-# Best SDPA time / ours: what is required and what is aimed at; and against SDPA's flash backend alone
-TARGETS = {("forward", 1024): (0.75, 1.00), ("forward", 4096): (0.70, 0.88), ("forward", 8192): (0.68, 0.85),
-           ("both", 1024): (0.70, 0.95), ("both", 4096): (0.55, 0.78), ("both", 8192): (0.55, 0.78)}
-AGAINST_FLASH = {"forward": 1.25, "both": 1.10}
-BANDWIDTH = 3.4         # TB/s, of layer_norm's backward and of cross_entropy on an H200, where a copy moves 4.3
-CLOSE = 1e-2            # |x - fp64| / |fp64| that bf16 may show
-
-
-def attention_errors(T=1000, heads=2):
-    """{case: largest relative error of the output and of the three gradients}; odd and whole tiles, documents, both
-    widths."""
-    errors = {}
-    for width in (64, 128):
-        for length in (T, 1024):
-            for docs in (False, True):
-                dout_BTC, *qkv = torch.randn(4, 2, length, heads * width, device="cuda", dtype=torch.bfloat16)
-                qkv_BT3C = torch.cat(qkv, 2).requires_grad_()
-                ids_BT = torch.randint(0, 300, (2, length), device="cuda")
-                starts_BT = document_starts(ids_BT, 0) if docs else None
-                out_BTC = flash_attention.flash_attention(qkv_BT3C, heads, width**-0.5, doc_start_BT=starts_BT)
-                out_BTC.backward(dout_BTC)
-                ref_BT3C = qkv_BT3C.detach().double().requires_grad_()
-                ref_BTC, _ = flash_attention.attention_reference(ref_BT3C, heads, width**-0.5, 1.0, starts_BT)
-                ref_BTC.backward(dout_BTC.double())
-                pairs = zip((out_BTC, *qkv_BT3C.grad.chunk(3, 2)), (ref_BTC, *ref_BT3C.grad.chunk(3, 2)), strict=True)
-                name = f"attention, width {width}, T = {length}" + ", documents" * docs
-                errors[name] = max(relative_error(*pair) for pair in pairs)
-    return errors
-
-
-def other_errors(N=777, D=2560, V=28896):
-    """The same for layer_norm and cross_entropy."""
-    x, weight, bias = (torch.randn(*shape, device="cuda", dtype=torch.bfloat16, requires_grad=True)
-                       for shape in ((N, D), (D,), (D,)))
-    dout, doubles = torch.randn_like(x), [a.detach().double().requires_grad_() for a in (x, weight, bias)]
-    y, ref = layer_norm.layer_norm(x, weight, bias), layer_norm.layer_norm_reference(*doubles, 1e-5)
-    y.backward(dout)
-    ref.backward(dout.double())
-    logits, targets = torch.randn(N, V, device="cuda", dtype=torch.bfloat16), torch.randint(0, V, (N,), device="cuda")
-    loss_N, gradient_NV = cross_entropy.cross_entropy_reference(logits.double(), targets)
-    pairs = {"layer_norm": (y, ref), "cross_entropy": (cross_entropy.cross_entropy_(logits, targets, True), loss_N),
-             "cross_entropy gradient": (logits, gradient_NV)}
-    pairs |= {f"layer_norm gradient {i}": (a.grad, doubles[i].grad) for i, a in enumerate((x, weight, bias))}
-    return {name: relative_error(*pair) for name, pair in pairs.items()}
-
-
-def attention_table():
-    """[(pass, T, {contestant: ms})]."""
-    rows = []
-    for T in (1024, 4096, 8192):
-        contestants = {"ours": flash_attention.OURS, **SDPA}
-        times = {name: attention_ms(attention, T) for name, attention in contestants.items()}
-        for i, what in enumerate(("forward", "both")):
-            rows.append((what, T, {name: pair[i] for name, pair in times.items()}))
-    return rows
-
-
-def bandwidths(N=8192, D=2560, V=28896):
-    """{kernel: TB/s of the bytes that must move}."""
-    weight, bias = (torch.randn(D, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in range(2))
-    backward = []
-    for _ in range(4):
-        x, residual, *douts = torch.randn(4, N, D, device="cuda", dtype=torch.bfloat16)
-        inputs = x.requires_grad_(), residual.requires_grad_(), weight, bias
-        outs = layer_norm.add_layer_norm(*inputs)
-        backward.append(partial(torch.autograd.grad, outs, inputs, douts, retain_graph=True))
-    targets = torch.randint(0, V, (N,), device="cuda")
-    logits = [torch.randn(N, V, device="cuda", dtype=torch.bfloat16) for _ in range(2)]
-    loss = [partial(cross_entropy.cross_entropy_, z, targets, True) for z in logits]
-    return {"layer_norm backward": 8 * N * D / median_ms(backward) / 1e9,
-            "cross_entropy, 4 V bytes a row": 4 * N * V / median_ms(loss) / 1e9}
-
-
-def machine():
-    assembler, version = os.environ.get("TRITON_PTXAS_PATH"), "bundled"
-    if assembler:
-        version = subprocess.run([assembler, "--version"], capture_output=True, text=True).stdout.split()[-1]
-    return f"{require_triton('cuda')}, torch {torch.__version__}, ptxas {version}, commit {git_commit()}"
+B, H, K = 8, 20, 128            # sequences, heads, head width: BioMedLM's
+N, D, M, V = 8192, 2560, 10240, 28896
+# Best of torch's two / ours: required, and the goal
+TARGETS = {("forward", 1024): (0.75, 1.00), ("forward", 4096): (0.70, 0.88),
+           ("both", 1024): (0.70, 0.95), ("both", 4096): (0.55, 0.78)}
+INPUTS = 4                      # different ones in turn, so that no cache holds them
 
 
 def main():
-    """Print the table, write it, and return how many required numbers were missed."""
-    measure.require_gpu("bench/kernels.py")
-    measure.poisoned()
-    errors = attention_errors() | other_errors()
-    measure.unpoisoned()
+    require_gpu("bench/kernels.py")
     copy, product = ceilings()
-    lines = ["# Kernels on a GPU\n", machine(),
-             f"a copy moves {copy / 1e12:.2f} TB/s, a bf16 product does {product / 1e12:.0f} TFLOP/s\n"]
-    lines += [f"- error {name}: {error:.1e}" + " **WRONG**" * (error > CLOSE) for name, error in errors.items()]
-    missed = sum(error > CLOSE for error in errors.values())
-    lines += ["", "| pass | T | ours ms | flash | cuDNN | best / ours | required | goal | flash / ours | required |",
-              "|---|---|---|---|---|---|---|---|---|---|"]
-    attention = attention_table()
-    for what, T, ms in attention:
-        best, against_flash = min(ms["flash"], ms["cudnn"]) / ms["ours"], ms["flash"] / ms["ours"]
-        (required, goal), flash_required = TARGETS[what, T], AGAINST_FLASH[what]
-        row = [what, T, *(f"{ms[name]:.3f}" for name in ("ours", "flash", "cudnn")), f"{best:.2f}", required, goal,
-               f"{against_flash:.2f}", flash_required]
-        lines.append(f"| {' | '.join(map(str, row))} |")
-        missed += (best < required) + (against_flash < flash_required)
-    rates = bandwidths()
-    lines += [""] + [f"- {name}: {rate:.2f} TB/s, required {BANDWIDTH} on an H200" for name, rate in rates.items()]
-    missed += sum(rate < BANDWIDTH for rate in rates.values())
-    lines.append(f"\n{missed} of the required numbers missed")
-    print(*lines, sep="\n")
-    out = Path(os.environ.get("GPU_OUT", ROOT / "results"))
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "kernels_gpu.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    numbers = dict(machine=machine(), errors=errors, attention_ms=attention, terabytes_a_second=rates)
-    write_json(out / "kernels_gpu.json", numbers)
-    return missed
+    torch.cuda.empty_cache()
+    for T in (1024, 4096):
+        time_attention(T)
+    time_others(copy, product)
+    for batch in (1, 8):
+        with attempt(kernel=f"flash_decode, batch {batch}"):
+            time_decoding(batch, copy)
+
+
+# ---- attention -------------------------------------------------------------------------------------------------------
+
+def contestants():
+    """{name: (its inputs: "packed" [B, T, 3C], "heads" 3 x [B, H, T, K] or "rows" 3 x [B, T, H, K]; function)}"""
+    ours = partial(flash_attention, n_head=H, scale=K**-0.5)
+    found = {"ours": ("packed", ours), "ours, dropout": ("packed", partial(ours, dropout_p=0.1))}
+    for name, backend in (("flash", SDPBackend.FLASH_ATTENTION), ("cudnn", SDPBackend.CUDNN_ATTENTION)):
+        found |= {name: ("packed", partial(packed_sdpa, backend)),
+                  f"{name}, dropout": ("packed", partial(packed_sdpa, backend, dropout_p=0.1)),
+                  f"{name}, separate": ("heads", partial(sdpa, backend))}
+    found["flex"] = ("heads", flex)
+    for name, module in (("FlashAttention 3", "flash_attn_interface"), ("FlashAttention 4", "flash_attn.cute")):
+        found[name] = ("rows", partial(other_attention, module))
+    return found
+
+
+def sdpa(backend, q_BHTK, k_BHTK, v_BHTK, dropout_p=0.0):
+    with sdpa_kernel(backend):
+        return F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=True, dropout_p=dropout_p)
+
+
+def packed_sdpa(backend, qkv_BT3C, dropout_p=0.0):
+    qkv_3BHTK = qkv_BT3C.unflatten(2, (3, H, K)).permute(2, 0, 3, 1, 4)
+    return sdpa(backend, *qkv_3BHTK, dropout_p).transpose(1, 2).flatten(2)
+
+
+def flex(q_BHTK, k_BHTK, v_BHTK):
+    return compiled_flex(q_BHTK.shape[2])(q_BHTK, k_BHTK, v_BHTK)
+
+
+@cache
+def compiled_flex(T):
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+    mask = create_block_mask(lambda b, h, t, s: t >= s, None, None, T, T, device="cuda")
+    return partial(torch.compile(flex_attention), block_mask=mask)
+
+
+def other_attention(module, q_BTHK, k_BTHK, v_BTHK):
+    out = importlib.import_module(module).flash_attn_func(q_BTHK, k_BTHK, v_BTHK, causal=True)
+    return out[0] if isinstance(out, tuple) else out
+
+
+def attention_inputs(layout, T):
+    """[(list of leaf tensors, gradient of the output)] * INPUTS"""
+    shapes = {"packed": ([(B, T, 3 * H * K)], (B, T, H * K)), "heads": ([(B, H, T, K)] * 3, (B, H, T, K)),
+              "rows": ([(B, T, H, K)] * 3, (B, T, H, K))}
+    leaves, out = shapes[layout]
+    return [([random(*shape) for shape in leaves], random(*out).detach()) for _ in range(INPUTS)]
+
+
+def random(*shape):
+    return torch.randn(*shape, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+
+
+def time_attention(T):
+    times = {}
+    for name, (layout, function) in contestants().items():
+        with attempt(kernel="attention", T=T, contestant=name):
+            inputs = attention_inputs(layout, T)
+            with torch.no_grad():
+                forward, clock = timed([partial(function, *leaves) for leaves, _ in inputs], T <= 1024)
+            both, _ = timed([partial(forward_backward, function, *pair) for pair in inputs], T <= 1024)
+            times[name] = {"forward": forward, "both": both}
+            flops = 4 * B * H * T * T * K / 2                    # causal: half of the two products of T x T x K
+            emit(kernel="attention", T=T, contestant=name, forward_ms=forward, both_ms=both, clock=clock,
+                 forward_tflops=flops / forward / 1e9, both_tflops=3.5 * flops / both / 1e9)
+        torch.cuda.empty_cache()
+    for what in ("forward", "both"):
+        with attempt(kernel="attention", T=T, ratio=what):
+            best = min(times[name][what] for name in ("flash", "cudnn") if name in times)
+            required, goal = TARGETS[what, T]
+            ratio = best / times["ours"][what]
+            emit(kernel="attention", T=T, ratio=what, best_over_ours=ratio, required=required, goal=goal,
+                 met=ratio >= required)
+
+
+def forward_backward(function, leaves, dout):
+    return torch.autograd.grad(function(*leaves), leaves, dout)
+
+
+def timed(calls, in_graph=True):
+    """(median ms of one call, which clock). A call that cannot be recorded in a graph is timed by events."""
+    if in_graph:
+        try:
+            return graph_ms(calls), "graph"
+        except RuntimeError as error:
+            print(f"no graph ({error}); timed by events")
+            torch.cuda.synchronize()
+    return median_ms(calls), "events"
+
+
+# ---- kernels that are limited by memory, and the fused loss ----------------------------------------------------------
+
+def time_others(copy, product):
+    """Forward and backward of a layer's other kernels; ours, torch's operators, and Liger's where it is importable."""
+    weight, bias = random(D), random(D)
+    gelu_bias, out_weight, out_bias = random(M), random(D, M), random(D)
+    head, targets_N = random(V, D), torch.randint(0, V, (N,), device="cuda")
+
+    def torch_norm(x, residual):
+        total = x + residual
+        return total, F.layer_norm(total, (D,), weight, bias)
+
+    def torch_gelu_linear(h):
+        return F.linear(F.gelu(h + gelu_bias, approximate="tanh"), out_weight, out_bias)
+
+    def liger_loss(x):
+        loss = importlib.import_module("liger_kernel.transformers").LigerFusedLinearCrossEntropyLoss()
+        return loss(head, x, targets_N)
+
+    # name: (shapes of the inputs, parameters, bytes that must move, operations of the products, {contestant: function})
+    cases = {
+        "add_layer_norm": ([(N, D)] * 2, [weight, bias], 2 * (4 + 4) * N * D, 0, {
+            "ours": lambda x, residual: add_layer_norm(x, residual, weight, bias), "torch": torch_norm,
+            "torch.compile": torch.compile(torch_norm)}),
+        "gelu_linear": ([(N, M)], [gelu_bias, out_weight, out_bias], 0, 6 * N * M * D, {
+            "ours": lambda h: gelu_linear(h, gelu_bias, out_weight, out_bias), "torch": torch_gelu_linear,
+            "torch.compile": torch.compile(torch_gelu_linear)}),
+        "linear_cross_entropy": ([(N, D)], [head], 0, 6 * N * D * V, {
+            "ours": lambda x: linear_cross_entropy(x, head, targets_N),
+            "torch": lambda x: F.cross_entropy(F.linear(x, head).float(), targets_N), "Liger": liger_loss}),
+    }
+    for name, (shapes, parameters, moved, flops, functions) in cases.items():
+        for contestant, function in functions.items():
+            with attempt(kernel=name, contestant=contestant):
+                calls = [partial(whole_pass, function, [random(*shape) for shape in shapes], parameters)
+                         for _ in range(2)]
+                ms, clock = timed(calls)
+                share = moved / copy / ms * 1e3 if moved else flops / product / ms * 1e3
+                emit(kernel=name, contestant=contestant, both_ms=ms, clock=clock, share=share,
+                     of="a copy's bandwidth" if moved else "a large product's rate")
+            torch.cuda.empty_cache()
+
+
+def whole_pass(function, leaves, parameters):
+    """Forward, and the gradients of all outputs with respect to inputs and parameters."""
+    outputs = function(*leaves)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    return torch.autograd.grad(outputs, leaves + parameters, [torch.ones_like(out) for out in outputs])
+
+
+def time_decoding(batch, copy, S=1024):
+    """One query over S keys, as a decoding step has it, over more caches than the L2 holds."""
+    length = torch.full((batch,), S, dtype=torch.int32, device="cuda")
+    moved = 4 * batch * H * S * K
+    caches = [torch.randn(2, batch, H, S, K, device="cuda", dtype=torch.bfloat16) for _ in range(2 + 2**28 // moved)]
+    q_BHK = torch.randn(batch, H, K, device="cuda", dtype=torch.bfloat16)
+    contestants = {"ours": lambda k, v: flash_decode(q_BHK, k, v, length, K**-0.5),
+                   "torch": lambda k, v: F.scaled_dot_product_attention(q_BHK[:, :, None], k, v)}
+    for name, function in contestants.items():
+        with attempt(kernel="flash_decode", batch=batch, contestant=name):
+            ms, clock = timed([partial(function, *cache) for cache in caches])
+            emit(kernel="flash_decode", batch=batch, keys=S, contestant=name, forward_ms=ms, clock=clock,
+                 share=moved / copy / ms * 1e3, of="a copy's bandwidth")
 
 
 if __name__ == "__main__":
     with speaking_to_the_user():
-        sys.exit(main() > 0)
+        main()

@@ -1,13 +1,13 @@
-"""Nothing is lost: kill a training run 20 times, resume it 20 times, and compare with a run that was left alone.
+"""Kill a training run 20 times, resume it 20 times, and compare it with an undisturbed run.
 
     python bench/kills.py                    # a small model on the CPU; a few minutes; writes results/kills.md
 
-Each life of the run is ended by SIGKILL, which no program can answer, at a moment drawn from --seed: while it starts
-(imports, or reads its checkpoint), between two steps somewhere after the first, or while a checkpoint is half written.
-Then the same command again. In the end the weights have to be those of the undisturbed run, bit for bit, and the log
-has to have every step once, with the same loss and gradient norm.
-You should see a line a kill, then the verdict; exit code 1 if anything differs.
-Not here: killing one process of several (tests/test_parallel.py), a signal that asks politely (tests/test_train.py).
+Each life of the run ends with SIGKILL, which no program can catch, at a moment drawn from --seed: during its start
+(imports, reading the checkpoint), between two steps, or while a checkpoint is half written. Then the same command is
+run again. In the end the weights must be those of the undisturbed run, bit for bit, and the log must contain every step
+once, with the same loss and gradient norm.
+You should see one line per kill, then the verdict. The exit code is 1 if anything differs.
+Not here: killing one of several processes (tests/training/test_parallel.py), SIGTERM and SIGINT (tests/test_train.py).
 """
 import json
 import os
@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the repository's own modules, from any directory
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the repository's modules, before those of bench/
 
 from plumbing.common import ROOT, UserError, git_commit, parse_args, speaking_to_the_user, written_whole  # noqa: E402
 from plumbing.shards import write_shard  # noqa: E402
@@ -34,21 +34,21 @@ from training.checkpoint import complete_checkpoints  # noqa: E402
 SHAPE = ("--model.n-positions 32 --model.n-embd 48 --model.n-layer 3 --model.n-head 3 --model.vocab-size 301 "
          "--batch-size 4 --micro-batch-size 4 --warmup-steps 20 --dtype float32 --eval-every 100 "
          "--eval-windows 4").split()
-MOMENTS = {"starting": 2, "training": 9, "saving": 9}            # how often each is drawn
+MOMENTS = {"starting": 2, "training": 9, "saving": 9}            # the weights with which they are drawn
 
 
 @dataclass(frozen=True)
 class Kills:
     """Kill and resume a training run."""
     kills: int = 20
-    steps: int = 400                # enough that no life reaches the end
-    checkpoint_every: int = 3       # so that something is being written nearly always
-    seed: int = 0                   # of the moments
+    steps: int = 400                # more than all lives together reach
+    checkpoint_every: int = 3       # small, so that a checkpoint is being written most of the time
+    seed: int = 0                   # of the moments of the kills
     out: Path = ROOT / "results" / "kills.md"
 
 
 def main(cfg):
-    """Returns whether the killed run ended as the undisturbed one did."""
+    """Returns True if the killed run ended exactly as the undisturbed one."""
     with tempfile.TemporaryDirectory() as folder:
         started, folder = time.perf_counter(), Path(folder)
         write_data(folder / "data")
@@ -66,7 +66,7 @@ def main(cfg):
 
 
 def write_data(folder):
-    """Random tokens: what is learned from them does not matter here."""
+    """Write random tokens: what the model learns from them does not matter here."""
     rng = np.random.default_rng(0)
     for split, count in (("train", 20_000), ("val", 1_000)):
         write_shard(folder / f"{split}_000000.bin", rng.integers(0, 301, count, dtype=np.uint16))
@@ -83,7 +83,7 @@ def start(words):
 
 
 def undisturbed(words, out):
-    """Run to the end; returns the seconds that went by before the log had a line."""
+    """Run the command to its end; returns the seconds until the log's first line."""
     process, born = start(words), time.perf_counter()
     watch(process, lambda: process.poll() is not None or lines(out))
     seconds = time.perf_counter() - born
@@ -94,18 +94,18 @@ def undisturbed(words, out):
 
 
 def one_life(words, out, rng, to_first_step):
-    """Start or resume the run, kill it; returns when that was, and what it left."""
+    """Start or resume the run and kill it; returns a record of the moment and of what was left on disk."""
     moment = rng.choices(list(MOMENTS), MOMENTS.values())[0]
     steps, fraction = rng.randint(1, 12), rng.random()
     expected, half, log = newest(out), incomplete(out), log_file(out)
     process = start(words)
     if moment == "starting":
         time.sleep(to_first_step * fraction)
-    else:         # a resumed run replaces the log by its part up to the checkpoint, and then appends
+    else:         # a resumed run first replaces the log by the part up to its checkpoint, then appends to it
         watch(process, lambda: log_file(out) != log and lines(out) >= expected + steps)
         if moment == "saving":
             watch(process, lambda: incomplete(out) - half)
-        time.sleep(0.02 * fraction)             # a step or two; about as long as a checkpoint takes
+        time.sleep(0.02 * fraction)             # a step or two; writing a checkpoint takes about as long
     process.kill()
     output = process.communicate()[0]
     if process.returncode != -9:
@@ -116,7 +116,7 @@ def one_life(words, out, rng, to_first_step):
 
 
 def watch(process, happened):
-    """Look, some hundred times a second, until it happened."""
+    """Poll, some hundred times per second, until happened() is true."""
     while not happened():
         if process.poll() is not None:
             raise UserError(f"the run ended by itself; raise --steps\n{process.stdout.read()[-2000:]}")
@@ -128,17 +128,19 @@ def newest(out):
 
 
 def incomplete(out):
-    """The folders of checkpoints that do not count: half written, or half removed. With the time of their last change,
-    as a later life may write one of the same name."""
-    complete, found = {folder.name for folder in complete_checkpoints(out)}, set()
+    """{(name, time of change)} of incomplete checkpoint folders, half written or half removed. The time tells folders
+    of different lives apart, which may have the same name."""
+    complete = {folder.name for folder in complete_checkpoints(out)}
+    found = set()
     for folder in out.glob("checkpoints/[0-9]*"):
-        with suppress(FileNotFoundError):               # it went while we looked
-            found |= {(folder.name, folder.stat().st_ctime_ns)} if folder.name not in complete else set()
+        with suppress(FileNotFoundError):               # removed between glob and stat
+            if folder.name not in complete:
+                found.add((folder.name, folder.stat().st_ctime_ns))
     return found
 
 
 def log_file(out):
-    """Which file the log is: its number on the disk."""
+    """The log's inode, which changes when the file is replaced; None if there is no log."""
     path = out / "log.jsonl"
     return path.stat().st_ino if path.is_file() else None
 
@@ -149,7 +151,7 @@ def lines(out):
 
 
 def compare(whole, killed, steps, lives):
-    """What has to be so, and whether it is."""
+    """{claim: is it true?} about the two runs and the lives of the killed one."""
     a, b = (load_file(out / "model" / "model.safetensors") for out in (whole, killed))
     logs = [[json.loads(line) for line in open(out / "log.jsonl", encoding="utf-8")] for out in (whole, killed)]
     values = [[(line["step"], line["loss"], line["grad_norm"], line["lr"]) for line in log] for log in logs]
@@ -171,13 +173,12 @@ def row(i, life):
 
 
 def report(cfg, lives, verdict, seconds):
-    saving = sum(bool(life["half"]) for life in lives)
+    half_written = sum(bool(life["half"]) for life in lives)
     text = f"""# {len(lives)} kills
 
 A small model on the CPU, {cfg.steps} steps, a checkpoint every {cfg.checkpoint_every}; SIGKILL at moments drawn from
-seed {cfg.seed}, the same command again each time (`python bench/kills.py`, {seconds:.0f} s, commit {git_commit()},
-torch {torch.__version__}). {saving} of the kills left a checkpoint half written. A life that was killed while starting
-may not have come to resume: "-".
+seed {cfg.seed}, then the same command again (`python bench/kills.py`, {seconds:.0f} s, commit {git_commit()},
+torch {torch.__version__}). {half_written} of the kills left a half-written checkpoint. "-": killed before it resumed.
 
 {HEAD}
 """ + "\n".join(row(i + 1, life) for i, life in enumerate(lives)) + "\n\n" + "\n".join(

@@ -1,16 +1,15 @@
-"""The two loops that bench/train.py measures train.py beside: transformers' GPT-2, and a plain one in nanoGPT's manner.
+"""The two loops that bench/train.py compares train.py with: transformers' GPT-2, and a plain loop like nanoGPT's.
 
     from bench.rivals import plain, theirs
     losses = plain(run, watch, weights)      # run: a train.Train; watch.step() after every step; weights: a folder
 
-What people write when they write it themselves: one process, one file, no accumulation, nothing saved. Both do as they
-are best, with the fused attention and tanh-GELU, fused AdamW, and this repository's data.py in place of their own.
+These are loops as people write them: one process, one file, no accumulation, nothing saved. Both run at their best,
+with fused attention, tanh-GELU, fused AdamW, and this repository's data.py.
 Not here: the measuring (bench/train.py).
 """
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-import transformers
 
 from data import Corpus
 from model import GPT
@@ -19,22 +18,25 @@ from train import learning_rate
 
 
 def theirs(run, watch, weights):
+    """train.py's run with transformers' GPT-2, from the weights of a folder."""
+    import transformers  # the plain loop does not need it
     model = transformers.GPT2LMHeadModel.from_pretrained(
         weights, dtype=torch.float32, attn_implementation="sdpa", activation_function="gelu_pytorch_tanh")
     call = torch.compile(model) if run.compile else model
-    # Given labels alone it would shift them, and skip the window's last target.
+    # With labels alone, transformers would shift them and lose the window's last target.
     return loop(run, watch, model, lambda ids_BT, targets_BT: call(ids_BT, labels=targets_BT, shift_labels=targets_BT,
                                                                   use_cache=False).loss)
 
 
 def plain(run, watch, weights):
+    """train.py's run with the short GPT-2 below, from the weights of a folder."""
     model = Plain(run.model)
     model.load_state_dict(GPT.from_pretrained(weights).state_dict())
     return loop(run, watch, model, torch.compile(model) if run.compile else model)
 
 
 def loop(run, watch, model, loss_of):
-    """What people write around a model: nanoGPT's loop, in short."""
+    """nanoGPT's training loop in short; returns the losses."""
     device = pick_device()
     model.to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=run.learning_rate, betas=(run.beta1, run.beta2),
@@ -79,7 +81,7 @@ class PlainBlock(nn.Module):
 
 
 class Plain(nn.Module):
-    """A GPT-2 as short as it gets, with the names of model.py's parameters."""
+    """A short GPT-2 whose parameters have model.py's names."""
 
     def __init__(self, cfg):
         super().__init__()

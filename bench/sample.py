@@ -34,9 +34,9 @@ import transformers  # noqa: E402
 
 from model import GPT, GPTConfig  # noqa: E402
 from plumbing.common import ROOT, git_commit, parse_args, speaking_to_the_user, write_json  # noqa: E402
-from plumbing.runtime import bandwidth_meter, pick_device  # noqa: E402
+from plumbing.runtime import pick_device  # noqa: E402
 from sample import KVCache, next_logits, one_token  # noqa: E402
-from sampling.fast_linear import choose_layout, lay_out  # noqa: E402
+from sampling.fast_linear import bandwidth_meter, choose_layout, lay_out, weight_bytes  # noqa: E402
 from sampling.native import library  # noqa: E402
 
 NEAR, FAR, ROWS = 64, 900, 8        # tokens that are in the cache; samples of one prompt
@@ -121,7 +121,8 @@ def ours(run, shape, dtype, layout, name):
     with torch.device("meta"):
         model = GPT(shape).eval()
     model.load_state_dict(random_weights(model, dtype), assign=True)
-    read = lay_out(model.to(run.device), layout)
+    lay_out(model.to(run.device), layout)
+    read = weight_bytes(model)
     like, device = model.ln_f.weight, run.device
     for past, rows in ((NEAR, 1), (FAR, 1), (NEAR, ROWS)):
         cache = KVCache(shape, rows, past + 64, like)

@@ -1,14 +1,14 @@
-"""Measure tokenizer.py beside its peers, in one run on one core: training, encoding, the vocabulary's worth.
+"""Compare tokenizer.py with other tokenizers on one core: training, encoding, and bytes per token.
 
     python bench/tokenizer.py --text FOLDER                  # writes results/tokenizer.{txt,json,png}
-    python bench/tokenizer.py --text FOLDER --gpt2 FOLDER    # GPT-2's vocabulary too (vocab.json, merges.txt)
+    python bench/tokenizer.py --text FOLDER --gpt2 FOLDER    # also GPT-2's vocabulary (vocab.json, merges.txt)
 
---text holds abstracts.jsonl.gz and fulltext.jsonl.gz, {"text": ...} a line: abstracts and articles of PubMed and PMC.
-The process is pinned to one core, every library to one thread. A time is CPU seconds, the median of --repeats runs in
-which the contestants take turns; a ratio is that of the medians, with the smallest and largest of a turn behind it.
-rustbpe (pip install rustbpe==0.1.0) is measured if it is installed, and named as missing if not.
+The folder of --text contains abstracts.jsonl.gz and fulltext.jsonl.gz with one {"text": ...} per line: abstracts from
+PubMed and articles from PMC. The process is pinned to one core and every library to one thread. A time is the median
+CPU time of --repeats runs, in which the contestants take turns. A ratio is the ratio of the medians; the smallest and
+largest ratio of a single turn follow in parentheses. rustbpe (pip install rustbpe==0.1.0) is measured if installed.
 
-You should see a table with the required figure, the goal and the measured one.
+You should see a table of the required figures, the stretch goals and the measured figures.
 """
 import os
 
@@ -27,8 +27,7 @@ from collections import Counter  # noqa: E402
 from dataclasses import dataclass  # noqa: E402
 from pathlib import Path  # noqa: E402
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the repository's own modules, from any directory
-sys.path.remove(str(Path(__file__).resolve().parent))            # where `tokenizer` would be this file
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the repository's modules, before those of bench/
 
 import numpy as np  # noqa: E402
 import tiktoken  # noqa: E402
@@ -44,14 +43,14 @@ from tokenizer import PATTERN, Tokenizer, count_pieces, learn_merges  # noqa: E4
 @dataclass(frozen=True)
 class Bench:
     text: Path                          # folder with abstracts.jsonl.gz and fulltext.jsonl.gz
-    gpt2: Path | None = None            # folder with GPT-2's vocab.json and merges.txt, for the figure
-    out: Path = ROOT / "results"        # where tokenizer.txt, tokenizer.json and tokenizer.png go
-    repeats: int = 3                    # turns; the median counts
+    gpt2: Path | None = None            # folder with GPT-2's vocab.json and merges.txt
+    out: Path = ROOT / "results"        # folder for tokenizer.txt, tokenizer.json and tokenizer.png
+    repeats: int = 3                    # turns; times are medians over them
     vocab_size: int = 28896             # BioMedLM's
 
 
 class Report:
-    """Prints, and remembers for the files in results/."""
+    """Prints lines and keeps them, and the numbers, for the files in results/."""
 
     def __init__(self):
         self.lines, self.values, self.rows = [], {}, []
@@ -61,7 +60,7 @@ class Report:
         self.lines.append(line)
 
     def require(self, what, required, goal, value, unit="x"):
-        """A row of the table at the end. `required` and `goal` are lower bounds, or upper ones if given as "< 5"."""
+        """Add a row to the final table. `required` and `goal` are lower bounds, or upper bounds if written "< 5"."""
         bound = str(required or goal)
         ok = value < float(bound.strip("< ")) if bound.startswith("<") else value >= float(bound)
         self.rows.append((what, f"{required}{unit}" if required else "", f"{goal}{unit}" if goal else "",
@@ -82,7 +81,7 @@ def cpu(function):
 
 
 def take_turns(contestants, repeats):
-    """name -> CPU seconds, a list of `repeats`. Turns spread the noise of a shared machine over all contestants."""
+    """{name: [CPU seconds] * repeats}. Taking turns spreads a shared machine's noise over all contestants."""
     seconds = {name: [] for name in contestants}
     for _ in range(repeats):
         for name, function in contestants.items():
@@ -128,7 +127,7 @@ def in_batches(peer, texts, size=1000):
         peer.encode_batch_fast(texts[i:i + size])
 
 
-# ---- what is measured ----
+# ---- the measurements ----
 
 
 def training(report, cfg, name, texts, megabytes, required):
@@ -147,7 +146,7 @@ def training(report, cfg, name, texts, megabytes, required):
 
 
 def identity(report, cfg, name, texts, folder):
-    """Train, save, and compare with Hugging Face's trainer, then the ids of every text with both peers'."""
+    """Compare merges and vocabulary with Hugging Face's trainer, then the ids of every text with both libraries."""
     tok = Tokenizer.train(texts, cfg.vocab_size)
     tok.save(folder)
     theirs = json.loads(train_hugging_face(texts, cfg.vocab_size - 1).to_str())["model"]
@@ -189,7 +188,7 @@ def encoding(report, cfg, name, texts, megabytes, tok, folder, required):
 
 
 def long_pieces(report, tok):
-    report.say("a megabyte without a place to cut")
+    report.say("one megabyte that the pattern cannot split into short pieces")
     alphabets = {"'a'": "a", "random letters": "abcdefghijklmnopqrstuvwxyz", "random digits": "0123456789",
                  "ACGT": "ACGT", "spaces, then x": " ", "random white space": " \n\t"}
     for name, alphabet in alphabets.items():
@@ -203,8 +202,8 @@ def long_pieces(report, tok):
 
 
 def growth(report, texts, megabytes):
-    """Distinct pieces and seconds at parts of the text; powers fitted to the upper half; what 110 GB would need."""
-    report.say("growth with the text (in random order), and what 110 GB would need")
+    """Count pieces and seconds for growing parts of the text; fit powers to the larger ones; extrapolate to 110 GB."""
+    report.say("growth with the amount of text (in random order), extrapolated to 110 GB")
     order, points = random.Random(0).sample(texts, len(texts)), []
     for part in (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1):
         some = order[:int(len(order) * part)]
@@ -227,7 +226,7 @@ def growth(report, texts, megabytes):
 
 def sharding(report, texts, megabytes):
     whole, counts = cpu(lambda: count_pieces(texts))
-    report.say("counting in shards, one after the other")
+    report.say("counting in shards, one after another")
     for n in (2, 8):
         parts, total = cpu(lambda n=n: sum((count_pieces(texts[i::n]) for i in range(n)), Counter()))
         report.say(f"  {n} shards of {megabytes / n:.0f} MB: {parts:.2f} s against {whole:.2f} s in one "
@@ -244,21 +243,21 @@ print(code, used.ru_utime + used.ru_stime, used.ru_maxrss / 1e3)"""
 
 
 def child(args, cores):
-    """(wall seconds, CPU seconds, peak memory in MB) of a script on so many cores.
+    """(wall seconds, CPU seconds, peak memory in MB) of a script that runs on `cores` cores.
 
-    TRAP: a process inherits the peak memory of the one it was forked from, so a small process stands in between.
+    TRAP: a process inherits the peak memory of its parent. Therefore a small process (CHILD) starts the script.
     """
     start, args = time.perf_counter(), list(map(str, args))
     done = subprocess.run([sys.executable, "-c", CHILD, str(cores), sys.executable, *args], cwd=ROOT,
                           stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     code, seconds, peak = map(float, done.stdout.split())
     if code:
-        raise UserError(f"{' '.join(args)} ended with {code:.0f}; run it by hand to see why")
+        raise UserError(f"{' '.join(args)} ended with {code:.0f}; run it directly to see its message")
     return time.perf_counter() - start, seconds, peak
 
 
 def memory(report, cfg, files, tmp):
-    report.say("the command from .jsonl.gz, reading included")
+    report.say("the training command on .jsonl.gz, reading included")
     for name, inputs in (("abstracts", files[:1]), ("abstracts and articles", files)):
         _, seconds, peak = child(["tokenizer.py", "train", "--inputs", *inputs, "--vocab-size", cfg.vocab_size,
                                   "--out", tmp / "train"], 1)
@@ -268,8 +267,8 @@ def memory(report, cfg, files, tmp):
 
 
 def to_shards(report, cfg, files, megabytes, folder, tmp):
-    """prepare/pubmed.py on the same texts: from .jsonl.gz to token shards. What a run on one document takes happens
-    once, whatever the size of the corpus, and is named and taken off."""
+    """Time prepare/pubmed.py from .jsonl.gz to token shards. The time for a single document is the fixed start-up cost;
+    it is reported apart and subtracted."""
     report.say("prepare/pubmed.py from .jsonl.gz to shards, reading and writing included")
     one = tmp / "one.jsonl"
     one.write_text('{"text": "x"}\n')
@@ -285,31 +284,31 @@ def to_shards(report, cfg, files, megabytes, folder, tmp):
     for name in ("1 process", "2 processes"):
         report.say(f"  {name:12} {wall[name]:5.2f} s on the clock ({megabytes / wall[name]:.1f} MB/s), "
                    f"{seconds[name]:5.2f} CPU s ({megabytes / seconds[name]:.1f} MB per CPU second), and "
-                   f"{middle['start'][0]:.2f} s for the start")
+                   f"{middle['start'][0]:.2f} s to start")
     report.say(f"  from 1 to 2 processes: {wall['1 process'] / wall['2 processes']:.2f}x on the clock\n")
     report.values["pubmed.py"] = {"seconds": runs, "MB": megabytes}
     report.require("prepare/pubmed.py, MB per CPU second", 20, "", megabytes / seconds["1 process"], " MB")
 
 
 def vocabulary(report, cfg, abstracts, articles, tok):
-    """Bytes per token on text not trained on, against the vocabulary's size and against GPT-2's."""
+    """Bytes per token on held-out text, for vocabularies of several sizes and for GPT-2's."""
     held, rest = abstracts[::10], [text for i, text in enumerate(abstracts) if i % 10]
-    merges = learn_merges(count_pieces(rest), 50257 - 257)           # a smaller vocabulary is simply the first merges
+    merges = learn_merges(count_pieces(rest), 50257 - 257)           # a smaller vocabulary is a prefix of the merges
     sizes = [s for s in (512, 1024, 2048, 4096, 8192, 16384, 28896, 40000, 50257) if s - 257 <= len(merges)]
     samples = {"held-out abstracts": held, "articles, full text": articles[:200]}
     encoders = {size: Tokenizer(merges[:size - 257]) for size in sizes}
     bytes_per_token = {name: {size: ratio(encoders[size], texts) for size in sizes} for name, texts in samples.items()}
     gpt2 = Tokenizer.load(cfg.gpt2) if cfg.gpt2 else None
-    report.say(f"bytes per token, trained on {len(rest):,} abstracts, on {len(held):,} others and on articles")
+    report.say(f"bytes per token, trained on {len(rest):,} abstracts; {len(held):,} held-out abstracts, and articles")
     for name, texts in samples.items():
         found = bytes_per_token[name]
         report.say(f"  {name}: " + "  ".join(f"{size:,}: {value:.3f}" for size, value in found.items()))
         if gpt2:
             found["GPT-2"] = value = ratio(gpt2, texts)
-            report.say(f"    GPT-2 (50,257): {value:.3f}, that is {found[28896] / value:.3f}x the tokens of ours")
+            report.say(f"    GPT-2 (50,257): {value:.3f}, so GPT-2 needs {found[28896] / value:.3f}x our tokens")
     if not gpt2:
-        report.say("    GPT-2's vocabulary was not given (--gpt2)")
-    report.say("  tokens for the paper's terms, each behind a space: ours" + (", GPT-2's" if gpt2 else ""))
+        report.say("    GPT-2's vocabulary was not measured: no --gpt2")
+    report.say("  tokens of the paper's terms, each after a space: ours" + (", GPT-2's" if gpt2 else ""))
     for term in PAPER_TERMS:
         splits = ["/".join(split(t, " " + term)) for t in (tok, gpt2) if t]
         report.say(f"    {term:22}" + "".join(f"{pieces:32}" for pieces in splits).rstrip())

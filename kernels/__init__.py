@@ -1,40 +1,41 @@
-"""Hand-written kernels, one lesson per file. In Triton, for a GPU: layer_norm, gelu, cross_entropy, flash_attention
-(read in that order). In C, for a CPU that generates: matvec.c, attend.c, cpu_step.c; native.py compiles and calls them.
+"""Triton kernels, one lesson per file: layer_norm, gelu, cross_entropy, flash_attention, flash_decode, in this order.
 
-Here is only the question that comes before all in Triton: can they run on this machine? Nothing in this folder falls
-back to anything else: either the kernels run, or the caller hears why not.
+transformer.py makes a block out of them, tiles.py has the tiles' sizes, measure.py their speed on a GPU, and
+compile_check.py their machine code without one. In this file: can the kernels run on this machine? Nothing here falls
+back to something else: either the kernels run, or a UserError says why not.
+
+Not here: the C loops that generate text on a CPU (sampling/native.py).
 """
 import torch
 
 from plumbing.common import UserError
 
-CPU_POSES_AS = 80               # whose tiles the interpreter takes; the tests set it to try both
-MEND = "use --kernels torch, which needs nothing"
+CPU_POSES_AS = 80               # the architecture whose tiles the interpreter uses; the tests set both
+MEND = "use --kernels torch, which runs everywhere"
 
 
 def require_triton(device, head_width=128):
-    """Return in one line what the kernels will run on, or raise UserError with the reason why they cannot run on
-    `device`."""
+    """One line that says what the kernels will run on; UserError with the reason if they cannot run on `device`."""
     device = torch.device(device)
     if head_width not in (64, 128):
-        raise UserError(f"the Triton attention knows head widths 64 and 128, not {head_width}; {MEND}")
+        raise UserError(f"the Triton attention has tiles for head widths 64 and 128, not {head_width}; {MEND}")
     try:
         import triton
     except ImportError as error:
-        raise UserError(f"Triton kernels were asked for, but triton cannot be imported ({error}); {MEND}") from error
+        raise UserError(f"Triton kernels need triton, which cannot be imported ({error}); {MEND}") from error
     if device.type == "cpu":
-        if triton.knobs.runtime.interpret:      # read by Triton when a kernel is defined, so set it before the import
+        if triton.knobs.runtime.interpret:      # Triton reads it when a kernel is defined: set it before the import
             return f"Triton {triton.__version__}, interpreted on the CPU (for tests: it is thousands of times slower)"
-        raise UserError(f"Triton kernels were asked for on the CPU, where only TRITON_INTERPRET=1 runs them; {MEND}")
+        raise UserError(f"Triton kernels run on the CPU only with TRITON_INTERPRET=1; {MEND}")
     if device.type != "cuda" or torch.version.hip:
-        raise UserError(f"Triton kernels were asked for on {device.type}, but they are written for NVIDIA GPUs; {MEND}")
+        raise UserError(f"Triton kernels are written for NVIDIA GPUs, not for {device.type}; {MEND}")
     if not torch.cuda.is_available():
-        raise UserError(f"Triton kernels were asked for on {device}, but torch finds no GPU here; {MEND}")
+        raise UserError(f"torch finds no GPU here for the Triton kernels; {MEND}")
     major, minor = torch.cuda.get_device_capability(device)
     name = torch.cuda.get_device_name(device)
     if major not in (8, 9):
-        raise UserError(f"Triton kernels were asked for on {name} (sm_{major}{minor}), but their tiles were chosen for "
-                        f"sm_8x and sm_90 only (kernels/tiles.py); {MEND}")
+        raise UserError(f"{name} is sm_{major}{minor}, but the Triton kernels have tiles for sm_8x and sm_90 only "
+                        f"(kernels/tiles.py); {MEND}")
     with_assembler = f", ptxas {hopper_assembler(triton.knobs.nvidia)}" if major == 9 else ""
     return f"Triton {triton.__version__} on {name}, tiles of sm_{architecture(device)}{with_assembler}"
 
@@ -53,8 +54,7 @@ def hopper_assembler(tools):
 
 
 def architecture(device):
-    """Which row of the tile tables: 80 (A100, and A10, 4090 and kin: the tiles fit their 99 KB too) or 90 (H100,
-    H200)."""
+    """The row of the tile tables: 80 (A100; the tiles also fit the 99 KB of an A10 or a 4090) or 90 (H100, H200)."""
     if device.type == "cpu":
         return CPU_POSES_AS
     return 90 if torch.cuda.get_device_capability(device)[0] == 9 else 80

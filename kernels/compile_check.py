@@ -1,14 +1,13 @@
 """Compile every kernel, as its wrapper would launch it, to machine code for A100 and H100, on a machine with neither.
 
-Triton's wheel carries the assembler and the disassembler, so no GPU, driver or CUDA toolkit is needed: the wrappers are
-called on CPU tensors, and a stand-in driver names the target and, instead of launching, keeps what was compiled. What
-then decides is what decides on the GPU: registers, spills to slow memory, shared memory, programs a processor can hold,
-and whether the instructions that make the chip fast are there (tensor cores; copies that do not wait).
+Triton's wheel contains the assembler and the disassembler, so no GPU, driver or CUDA toolkit is needed. The wrappers
+are called on CPU tensors, and a substitute for Triton's driver names the target and keeps what was compiled instead of
+launching it. The table has what limits a kernel on the GPU: registers, spills to slow memory, shared memory, programs
+per processor, and the instructions that make the chip fast (tensor cores, asynchronous copies).
 
     python -m kernels.compile_check --jobs 2    the table of results/kernels.md; ends with 1 if a kernel falls short
 
-The environment variable TRITON_PTXAS_PATH chooses another assembler. TRAP: the bundled 12.8 is reported to miscompile
-some kernels with several products on Hopper; the wheel's ptxas-blackwell is 13.1, in which that is said to be mended.
+The environment variable TRITON_PTXAS_PATH chooses another assembler.
 """
 import multiprocessing
 import re
@@ -28,25 +27,24 @@ import kernels
 from kernels import cross_entropy, flash_attention, flash_decode, gelu, layer_norm
 from plumbing.common import parse_args
 
-# Shared memory a program may take (80 stands for all of sm_8x, where A10 and 4090 have least), and that of a processor
-SHARED_OF_PROGRAM = {80: 99 * 1024, 90: 227 * 1024}
+SHARED_OF_PROGRAM = {80: 99 * 1024, 90: 227 * 1024}            # 80 is all of sm_8x, of which A10 and 4090 have least
 SHARED_OF_PROCESSOR = {80: 164 * 1024, 90: 228 * 1024}
-TENSOR_CORES = {80: "HMMA", 90: "HGMMA"}          # 90 knows HMMA too, at half the speed: it does not count
+TENSOR_CORES = {80: "HMMA", 90: "HGMMA"}       # sm_90 has HMMA as well, at half the speed: it does not count
 OPCODE = r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9]+)"     # of a line of the disassembly
-COPIES = ("LDGSTS", "UTMALDG")                 # copies to shared memory that do not wait: cp.async, and Hopper's engine
+COPIES = ("LDGSTS", "UTMALDG")                 # asynchronous copies to shared memory: cp.async, Hopper's copy engine
 IN_PTX = {"HMMA": r"\bmma\.sync", "HGMMA": r"\bwgmma\.mma_async", "LDGSTS": r"\bcp\.async\.c[ag]\.",
-          "UTMALDG": r"\bcp\.async\.bulk\.tensor\.\dd\.shared"}     # the assembler makes one of one, and adds none
+          "UTMALDG": r"\bcp\.async\.bulk\.tensor\.\dd\.shared"}     # each becomes one machine instruction
 
 
 @dataclass
 class Options:
     jobs: int = 1           # processes
-    only: str = ""          # a regular expression that a case must match, as "sm_90 attention 128"
-    everything: bool = True # every form of every tile, disassembled; --no-everything is what the tests compile
+    only: str = ""          # a regular expression that a case must match, such as "sm_90 attention 128"
+    everything: bool = True # every form of every tile, disassembled; the tests compile with --no-everything
 
 
 class NoGPU:
-    """As much of a Triton driver as a compilation asks for; the device's number is its architecture."""
+    """What a compilation needs of a Triton driver. The device's number is its architecture."""
 
     def __init__(self, arch):
         self.arch = arch
@@ -62,7 +60,7 @@ class NoGPU:
 
 
 def compiled_kernels(arch, call):
-    """[(kernel's name, compiled kernel)] of what `call()` would launch on `arch`. The results of `call` are garbage."""
+    """[(kernel's name, compiled kernel)] that `call()` would launch on `arch`. The results of `call` are garbage."""
     run, found = JITFunction.run, []
 
     def record(self, *args, grid, warmup, **kwargs):
@@ -78,7 +76,7 @@ def compiled_kernels(arch, call):
 
 
 def facts_of(compiled, arch, disassembled=True):
-    """What the assembler says about one compiled kernel, and the disassembler or, half a second faster, the PTX."""
+    """{reg, stack, shared, programs, ...} and counts of instructions, from the disassembly or (faster) the PTX."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
@@ -92,31 +90,31 @@ def facts_of(compiled, arch, disassembled=True):
     else:
         facts |= {name: len(re.findall(form, compiled.asm["ptx"])) for name, form in IN_PTX.items()} | {"all": "-"}
     facts |= dict(shared=compiled.metadata.shared, warps=compiled.metadata.num_warps)
-    registers_of_warp = -(-facts["reg"] * 32 // 256) * 256          # they are handed out in pieces of 256
+    registers_of_warp = -(-facts["reg"] * 32 // 256) * 256          # allocated in units of 256
     facts["programs"] = min(65536 // registers_of_warp // facts["warps"], 64 // facts["warps"],
                             SHARED_OF_PROCESSOR[arch] // (facts["shared"] + 1024))
     return facts
 
 
 def shortfalls(facts, arch, products, copies, spill=0):
-    """Why this kernel should not run on `arch`: a list of reasons, empty if all is well."""
+    """The reasons why this kernel should not run on `arch`; empty if there are none."""
     reasons = []
     if facts["stack"] > spill:               # TRAP: 32 registers and kilobytes of stack mean that the assembler gave up
-        reasons.append(f"spills {facts['stack']} bytes a thread, {spill} are known")
+        reasons.append(f"spills {facts['stack']} bytes per thread, {spill} are known")
     if facts["shared"] > SHARED_OF_PROGRAM[arch]:
         reasons.append(f"takes {facts['shared']} bytes of shared memory of {SHARED_OF_PROGRAM[arch]}")
     if products and not facts[TENSOR_CORES[arch]]:
-        reasons.append("leaves the tensor cores idle")
+        reasons.append("does not use the tensor cores")
     if copies and not sum(facts[name] for name in COPIES):
         reasons.append("copies nothing asynchronously")
     return reasons
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What is launched: {name: (call, has products, has asynchronous copies, {kernel: bytes of spill that are known})}
+# The launches: {name: (call, has products, has asynchronous copies, {kernel: known bytes of spill})}
 
 def attention(width, T, docs=False, dropout_p=0.0, dtype=torch.bfloat16):
-    """Forward and backward of two heads; docs are given as starts, whose values do not matter here."""
+    """Forward and backward of two heads; the values of the documents' starts do not matter here."""
     doc_start_BT = torch.zeros(2, T, dtype=torch.int32) if docs else None
     qkv_BT3C = torch.zeros(2, T, 3 * 2 * width, dtype=dtype, requires_grad=True)
     seed = torch.zeros(1, dtype=torch.int64)
@@ -143,10 +141,10 @@ def others(dtype=torch.bfloat16):
 
 
 def cases(arch, everything=True):
-    """Every tile in every form it is launched in; without `everything`, in its largest form (in fp32 for width 128).
+    """Every tile in every form that is launched; without `everything`, in its largest form (fp32: for width 128 only).
 
-    Odd T with documents is the largest code on the pointer path. On Hopper, even T takes descriptors: another code, of
-    which width 64 has the form with dropout only. Without documents a kernel is the same with one run of tiles less.
+    The largest code on the pointer path is odd T with documents. On Hopper, even T uses descriptors, which is different
+    code. Without documents a kernel has one run of tiles less and is otherwise the same.
     """
     table = {}
     for width in (128, 64):
@@ -190,7 +188,7 @@ def main(options):
     print(f"{'':5s} {'case':46s} {'kernel':20s} warps reg spill  shared prog  tensor cp.async TMA  all")
     bad = 0
     with multiprocessing.get_context("spawn").Pool(options.jobs) if options.jobs > 1 else nullcontext() as pool:
-        for rows in pool.imap(check, todo) if pool else map(check, todo):         # another process imports torch again
+        for rows in pool.imap(check, todo) if pool else map(check, todo):
             for row, reasons in rows:
                 print(row, *reasons, sep="  <-- " if reasons else "")
                 bad += bool(reasons)

@@ -1,44 +1,36 @@
-"""Cross-entropy whose gradient is written over the logits, in chunks of rows: the loss without the memory of the loss.
+"""Cross-entropy whose gradient overwrites the logits, in chunks of rows: the logits never exist all at once.
 
 For a row z of V logits and the target y, with lse = log sum_v exp(z_v):
 
     loss = lse - z_y        dz_v = exp(z_v - lse) - [v = y]
 
-The gradient has the logits' shape and needs nothing but the row itself, so it can replace it. And a chunk of rows needs
-only its own logits, so with x the model's last hidden states and W the (tied) embedding
+The gradient has the logits' shape and depends only on its own row, so it can replace the row. And a chunk of rows
+depends only on its own logits. With x the model's last hidden states and W the (tied) embedding,
 
     z = x W^T,    dx = dz W,    dW = dz^T x
 
-are taken chunk by chunk, forward and backward at once, and the logits of all tokens never exist together. The mean over
-targets and the gradient that arrives from above are factors, multiplied in at the end.
+are computed chunk by chunk, forward and backward together. The mean over targets and the gradient of the loss are
+factors, multiplied in at the end.
 
-    COST: a row must be read once and written once, 4 V bytes in bf16; torch reads and writes 24 V (bf16 to fp32,
-    log-softmax, its gradient) memory at 8,192 tokens, V = 28,896: torch 4.7 GB (fp32 logits, their log-softmax, their
-    gradients); here 118 MB for a chunk of 2,048 rows, and 0.3 GB in which dW is summed in fp32. Saved: 4.3 GB of 40
+    COST, bytes per row in bf16        here 4 V: each logit is read and written once (the second pass hits the cache)
+                                       torch 24 V: bf16 to fp32, log-softmax, its gradient
+    memory, 8,192 tokens, V = 28,896   here 118 MB for a chunk of 2,048 rows, and 0.3 GB for dW in fp32
+                                       torch 4.7 GB: fp32 logits, their log-softmax, their gradients
 
-    python kernels/cross_entropy.py        GB/s against torch, torch.compile and a plain copy (needs a GPU)
+Not here: its speed (bench/kernels.py).
 """
-import sys
-from functools import partial
-from pathlib import Path
-
 import torch
 import triton
 import triton.language as tl
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))   # python kernels/cross_entropy.py finds common.py
-from kernels import require_triton
-from kernels.measure import ceilings, line, median_ms, require_gpu
-from plumbing.common import speaking_to_the_user
-
-# Logits a program takes at a time: 8 a thread, three tiles in flight. With 16 warps a processor holds at most 4 rows,
-# and the 4 x 132 x 58 KB of all rows in work stay in the cache for their second pass.
+# Logits of a tile: 8 per thread, three tiles in flight. With 16 warps a processor holds at most 4 rows, and the
+# 4 x 132 x 58 KB of all rows being worked on stay in the cache for their second pass.
 LANES, WARPS, STAGES = 4096, 16, 3
-CHUNK_ROWS = 2048              # logits that exist at a time: 118 MB; smaller chunks add up dW (0.9 GB moved) more often
+CHUNK_ROWS = 2048              # 118 MB of logits; smaller chunks add to dW (0.9 GB moved) more often
 
 
 def cross_entropy_reference(logits_NV, targets_N):
-    """(loss, gradient of their sum) row by row; targets below 0 count nothing."""
+    """(loss_N, gradient_NV of their sum); rows whose target is negative have loss and gradient 0."""
     counted_N1 = (targets_N >= 0)[:, None]
     lse_N1 = logits_NV.logsumexp(1, keepdim=True)
     onehot_NV = torch.nn.functional.one_hot(targets_N.clamp(min=0), logits_NV.shape[1])
@@ -53,14 +45,15 @@ def cross_entropy_kernel(
     loss,                       # [N] fp32: written
     V,                          # vocabulary
     GRADIENT: tl.constexpr,     # False leaves the logits as they are, for evaluation
-    LANES: tl.constexpr,        # logits a tile
+    LANES: tl.constexpr,        # logits of a tile
     STAGES: tl.constexpr,       # tiles in flight
 ):
     n = tl.program_id(0).to(tl.int64)                             # TRAP: N * V passes 2^31 at 74,000 rows
     logits += n * V
     y = tl.load(targets + n)
     v_V = tl.arange(0, LANES)
-    # First pass: every lane keeps its own maximum and sum over its tiles; the lanes meet once, at the end.
+
+    # First pass: every lane keeps its own maximum and sum over its tiles; the lanes are combined once, at the end.
     m_V = tl.full([LANES], -1.0e30, tl.float32)
     l_V = tl.zeros([LANES], tl.float32)
     for v in tl.range(0, V, LANES, num_stages=STAGES):
@@ -73,8 +66,8 @@ def cross_entropy_kernel(
     lse = m + tl.log(tl.sum(l_V * tl.exp(m_V - m), 0))
     z_y = tl.load(logits + tl.maximum(y, 0)).to(tl.float32)
     tl.store(loss + n, tl.where(y >= 0, lse - z_y, 0.0))
-    # Second pass: the row, 58 KB, comes out of the cache this time. TRAP: z_y must have been read before it is
-    # overwritten.
+
+    # Second pass, out of the cache. TRAP: all threads must have read z_y before one overwrites it.
     if GRADIENT:
         tl.debug_barrier()
         for v in tl.range(0, V, LANES, num_stages=STAGES):
@@ -86,10 +79,9 @@ def cross_entropy_kernel(
 
 @torch.library.custom_op("nanobiomedlm::cross_entropy_", mutates_args=("logits_NV",))
 def cross_entropy_(logits_NV: torch.Tensor, targets_N: torch.Tensor, gradient: bool) -> torch.Tensor:
-    """loss_N in fp32; with `gradient` the logits (contiguous) are replaced by the gradient of the losses' sum. No
-    autograd."""
-    loss_N = logits_NV.new_empty(logits_NV.shape[0], dtype=torch.float32)
+    """loss_N in fp32, without autograd. With `gradient`, the gradient of its sum overwrites the (contiguous) logits."""
     N, V = logits_NV.shape
+    loss_N = logits_NV.new_empty(N, dtype=torch.float32)
     cross_entropy_kernel[(N,)](logits_NV, targets_N, loss_N, V, GRADIENT=gradient, LANES=LANES, STAGES=STAGES,
                                num_warps=WARPS)
     return loss_N
@@ -103,7 +95,7 @@ def _(logits_NV, targets_N, gradient):
 @torch.library.custom_op("nanobiomedlm::linear_cross_entropy", mutates_args=())
 def linear_cross_entropy_op(x_ND: torch.Tensor, weight_VD: torch.Tensor, targets_N: torch.Tensor, gradient: bool,
                             chunk_rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(sum of losses, its gradient by x, its gradient by weight); the gradients are empty unless asked for."""
+    """(sum of losses, its gradient by x, its gradient by weight); the gradients are empty without `gradient`."""
     w_VD = weight_VD.to(x_ND.dtype)
     loss = x_ND.new_zeros((), dtype=torch.float32)
     dx_ND, dweight_VD = x_ND.new_empty(0), x_ND.new_empty(0)
@@ -115,7 +107,7 @@ def linear_cross_entropy_op(x_ND: torch.Tensor, weight_VD: torch.Tensor, targets
         loss += cross_entropy_(logits_NV, targets_N[rows], gradient).sum()
         if gradient:                                              # logits_NV is now its own gradient
             torch.mm(logits_NV, w_VD, out=dx_ND[rows])
-            dweight_VD += logits_NV.mT @ x_ND[rows]          # the product rounds to bf16 once a chunk, the sum does not
+            dweight_VD += logits_NV.mT @ x_ND[rows]               # rounded to bf16 once per chunk, summed in fp32
     return loss, dx_ND, dweight_VD.to(weight_VD.dtype)
 
 
@@ -143,35 +135,10 @@ linear_cross_entropy_op.register_autograd(_backward, setup_context=_save)
 def linear_cross_entropy(x, weight, targets, chunk_rows=CHUNK_ROWS):
     """Mean cross-entropy of softmax(x weight^T) at the targets >= 0, in fp32; NaN without any, like torch.
 
-    x [..., D] in the dtype the logits shall have, weight [V, D] of any dtype (its gradient keeps it), targets [...]
+    x [..., D] in the dtype of the logits; weight [V, D] of any dtype, which its gradient has as well; targets [...]
     int64.
     """
     gradient = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     targets_N = targets.reshape(-1)
     loss = linear_cross_entropy_op(x.reshape(-1, x.shape[-1]), weight, targets_N, gradient, chunk_rows)[0]
     return loss / (targets_N >= 0).sum()
-
-
-def main():
-    """Peers: torch's cross_entropy, and what torch.compile makes of it, forward and backward, on logits in bf16."""
-    require_gpu("kernels/cross_entropy.py")
-    copy, product = rates = ceilings()
-    print(f"{require_triton('cuda')}; a copy moves {copy / 1e12:.2f} TB/s here")
-    N, V, dtype = 8192, 28896, torch.bfloat16
-    targets_N = torch.randint(0, V, (N,), device="cuda")
-
-    def torch_loss(logits):
-        return torch.nn.functional.cross_entropy(logits.float(), targets_N)
-
-    peers = dict(torch=torch_loss) | {"torch.compile": torch.compile(torch_loss)}
-    logits = [torch.randn(N, V, device="cuda", dtype=dtype, requires_grad=True) for _ in range(2)]      # 0.5 GB each
-    for name, loss in peers.items():
-        calls = [lambda loss=loss, z=z: torch.autograd.grad(loss(z), z) for z in logits]
-        print(line(f"cross_entropy, {name}", median_ms(calls), 4 * N * V, rates=rates))
-    ours = [partial(cross_entropy_, z.detach(), targets_N, True) for z in logits]
-    print(line("cross_entropy_, ours", median_ms(ours), 4 * N * V, rates=rates))
-
-
-if __name__ == "__main__":
-    with speaking_to_the_user():
-        main()

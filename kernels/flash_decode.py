@@ -1,40 +1,31 @@
-"""Attention of one new token: nothing but reading the cache, so the reading is shared out.
+"""Attention of one new token: its time is that of reading the cache, so many programs share the reading.
 
-Sampling asks for one query a head against all keys so far: 4 S K operations for 4 S K bytes of cache in bf16, one
-operation a byte, where the GPU could do two hundred. Only bandwidth counts, and one program a head leaves it unused: 20
-heads on 132 processors. So the keys of a head are split over SPLITS programs (Flash-Decoding, 2023), and what each has
-summed is put together afterwards, as tiles are in flash_attention.py, whose symbols these are:
+Sampling needs one query per head against all keys so far: 4 S K operations for 4 S K bytes of cache in bf16, one
+operation per byte, where a GPU can do two hundred. Only bandwidth counts, and with one program per head 20 of 132
+processors would read. So SPLITS programs share the keys of a head (Flash-Decoding, 2023), and their sums are combined
+as tiles are in flash_attention.py, with its symbols:
 
     m = max over splits of m_i       o = sum_i exp(m_i - m) o_i / sum_i exp(m_i - m) l_i
 
-    COST: reads 4 S K H bytes a layer and token, 10.5 MB for BioMedLM at S = 1024: 2.4 us on an H200; unsplit about 6.5
-    us. Over 32
-          layers that is 0.13 ms of a token's 1.3 ms, which reading the weights takes
+    COST: reads 4 S K H bytes per layer and token, 10.5 MB for BioMedLM at S = 1024: 2.4 us on an H200, about 6.5 us
+    unsplit. Over 32 layers the difference is 0.13 ms, beside the 1.3 ms that reading the weights takes.
 
-    python kernels/flash_decode.py        microseconds and GB/s against torch and a plain copy (needs a GPU)
+Not here: its speed (bench/kernels.py).
 """
 import math
-import sys
-from functools import partial
-from pathlib import Path
 
 import torch
 import triton
 import triton.language as tl
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))   # python kernels/flash_decode.py finds common.py
-from kernels import require_triton
-from kernels.measure import ceilings, graph_ms, line, require_gpu
-from plumbing.common import speaking_to_the_user
-
 LOG2E = tl.constexpr(1 / math.log(2))
-LOWEST = tl.constexpr(-1.0e30)       # where running maxima start; -inf would give inf - inf in a split without keys
-KEYS, WARPS = 64, 4                  # keys a program takes at a time: 16 KB of K and of V
-PROGRAMS = 256                       # about two on each processor
+LOWEST = tl.constexpr(-1.0e30)       # initial maximum; -inf would give inf - inf in a split without keys
+KEYS, WARPS = 64, 4                  # keys of a tile: 16 KB of K and of V
+PROGRAMS = 256                       # about two per processor
 
 
 def decode_reference(q_BHK, k_cache_BHSK, v_cache_BHSK, length, scale):
-    """The same function written out."""
+    """flash_decode written out."""
     z_BHS = scale * (k_cache_BHSK[:, :, :length] @ q_BHK[..., None])[..., 0]
     return (z_BHS.softmax(-1)[:, :, None] @ v_cache_BHSK[:, :, :length])[:, :, 0]
 
@@ -43,13 +34,13 @@ def decode_reference(q_BHK, k_cache_BHSK, v_cache_BHSK, length, scale):
 def decode_kernel(
     q,                          # [B, H, K]
     k_cache, v_cache,           # [B, H, S, K], any strides, K contiguous
-    length,                     # [B] int32 on the device: keys that are there
-    partial,                    # [B*H, SPLITS, K + 2] fp32: unnormalised o, m (base 2) and l of every split: written
+    length,                     # [B] int32 on the device: keys to read
+    partial,                    # [B*H, SPLITS, K + 2] fp32: unnormalised o, m (base 2) and l of every split; written
     scale,
     H, stride_b, stride_h, stride_s,
     K: tl.constexpr,
     SPLITS: tl.constexpr,       # programs that share one head's keys
-    BLOCK_S: tl.constexpr,      # keys a program takes at a time
+    BLOCK_S: tl.constexpr,      # keys of a tile
 ):
     head, split = tl.program_id(0), tl.program_id(1)
     k_K = tl.arange(0, K)
@@ -78,7 +69,7 @@ def decode_kernel(
 
 @triton.jit
 def combine_kernel(
-    partial,                    # [B*H, SPLITS, K + 2] fp32: what decode_kernel left
+    partial,                    # [B*H, SPLITS, K + 2] fp32: decode_kernel's sums
     out,                        # [B, H, K]: written
     K: tl.constexpr,
     SPLITS: tl.constexpr,
@@ -109,37 +100,14 @@ def _(q_BHK, k_cache_BHSK, v_cache_BHSK, length_B, scale):
 
 
 def flash_decode(q_BHK, k_cache_BHSK, v_cache_BHSK, length, scale):
-    """Attention of one new query a sequence over the first `length` keys of the caches (its own among them); out_BHK,
-    no gradient.
+    """Attention of one new query per sequence over the first `length` keys of the caches, its own included; returns
+    out_BHK, without a gradient.
 
-    length: an int, or int32 [B] on the device, with which a CUDA graph replays while the cache fills. The caches may be
-    views with any strides if their last dimension is contiguous and both have the same.
+    length: an int, or int32 [B] on the device, so that a CUDA graph can replay while the cache fills. The caches may
+    have any strides if they are the same and the last dimension is contiguous.
     """
-    assert k_cache_BHSK.stride() == v_cache_BHSK.stride(), "the caches must be laid out alike"
-    assert k_cache_BHSK.stride(3) == 1, "a key's numbers must lie side by side"
+    assert k_cache_BHSK.stride() == v_cache_BHSK.stride(), "the caches must have the same strides"
+    assert k_cache_BHSK.stride(3) == 1, "the last dimension of the caches must be contiguous"
     if not isinstance(length, torch.Tensor):
         length = torch.full((q_BHK.shape[0],), length, dtype=torch.int32, device=q_BHK.device)
     return flash_decode_op(q_BHK.contiguous(), k_cache_BHSK, v_cache_BHSK, length, float(scale))
-
-
-def main():
-    """Peer: torch's attention with its fastest backend. Captured in a graph: at these sizes a launch costs more than
-    the work."""
-    require_gpu("kernels/flash_decode.py")
-    copy, product = rates = ceilings()
-    print(f"{require_triton('cuda')}; a copy moves {copy / 1e12:.2f} TB/s here")
-    B, H, K, dtype = 1, 20, 128, torch.bfloat16
-    for S in (256, 1024, 4096):
-        count = 2 + 2**28 // (4 * B * H * S * K)                  # 256 MB of caches: they do not stay in the L2
-        caches = [torch.randn(3, B, H, S, K, device="cuda", dtype=dtype) for _ in range(count)]
-        length = torch.full((B,), S, dtype=torch.int32, device="cuda")
-        sdpa = torch.nn.functional.scaled_dot_product_attention
-        ours = [partial(flash_decode, c[0, :, :, 0].contiguous(), c[1], c[2], length, K**-0.5) for c in caches]
-        peer = [partial(sdpa, c[0, :, :, :1], c[1], c[2]) for c in caches]
-        for name, calls in (("ours", ours), ("torch", peer)):
-            print(line(f"one query, {S} keys, {H} heads, {name}", graph_ms(calls), 4 * B * H * S * K, rates=rates))
-
-
-if __name__ == "__main__":
-    with speaking_to_the_user():
-        main()

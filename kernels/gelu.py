@@ -1,38 +1,29 @@
-"""Bias and GELU in one pass, with the output forgotten and made again.
+"""Bias and GELU in one pass, with the output recomputed in the backward pass.
 
-GPT-2's GELU is the one with tanh. Since 1 + tanh(u) = 2 sigmoid(2u) it needs one exponential and no tanh:
+GPT-2's GELU is the approximation by tanh. Since 1 + tanh(u) = 2 sigmoid(2u) it needs one exponential and no tanh:
 
     gelu(x) = x s,   s = sigmoid(2u),   u = sqrt(2/pi) (x + 0.044715 x^3)
     gelu'(x) = s + x s (1 - s) 2u',     u' = sqrt(2/pi) (1 + 3 * 0.044715 x^2)
 
-with x = h + b, h the linear layer's product and b its bias, whose gradient is the column sum of h's.
+with x = h + b, where h is the linear layer's product and b its bias. The gradient of b is the column sum of h's.
 
-    COST: forward reads h, writes g: 4 bytes an element in bf16. Backward reads h and dg, writes dh: 6, and the bias
-    gradient, for
-          which torch reads dh once more, is summed on the way
+    COST, bytes per element in bf16    forward: reads h, writes g              4
+                                       backward: reads h and dg, writes dh     6
 
-The MLP is 4 D wide, so h and g are the largest things a layer keeps: 8 D bytes a token each. g is needed only for the
-weight gradient of the layer after it, and `gelu_linear` makes it again from h: 8 x 2560 bytes x 32 layers x 8,192
-tokens = 5.4 GB saved of 21.5, for 2 more bytes an element written in backward, 1.2 ms of a 200 ms step on an H200.
+The bias gradient is summed in the same pass; torch reads dh again for it. The MLP is 4 D wide, so h and g are the
+largest tensors a layer keeps, 8 D bytes per token each. Only the weight gradient of the next linear layer needs g, and
+`gelu_linear` computes it again from h. That saves 8 x 2560 bytes x 32 layers x 8,192 tokens = 5.4 GB of 21.5, and costs
+2 more bytes per element in the backward pass, 1.2 ms of a 200 ms step on an H200.
 
-    python kernels/gelu.py        GB/s against torch, torch.compile and a plain copy (needs a GPU)
+Not here: its speed (bench/kernels.py).
 """
-import sys
-from functools import partial
-from pathlib import Path
-
 import torch
 import triton
 import triton.language as tl
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))   # python kernels/gelu.py finds common.py
-from kernels import require_triton
-from kernels.measure import ceilings, line, median_ms, require_gpu
-from plumbing.common import speaking_to_the_user
-
-SLOPE, CUBIC = tl.constexpr(0.7978845608028654), tl.constexpr(0.044715)         # sqrt(2/pi)
-ROWS, COLUMNS, WARPS = 8, 256, 4    # a tile is 8 rows of 512 bytes: 16 elements a thread
-STEPS = 16                          # tiles that a program of the backward pass takes, one below the other
+SLOPE, CUBIC = tl.constexpr(0.7978845608028654), tl.constexpr(0.044715)         # SLOPE is sqrt(2/pi)
+ROWS, COLUMNS, WARPS = 8, 256, 4    # a tile is 8 rows of 512 bytes: 16 elements per thread
+STEPS = 16                          # tiles of a program of the backward pass, one below the other
 
 
 def bias_gelu_reference(h_NF, bias_F):
@@ -43,7 +34,7 @@ def bias_gelu_reference(h_NF, bias_F):
 
 @triton.jit
 def _sigmoid_2u(x):
-    return 1 / (1 + tl.exp((x + x * x * x * CUBIC) * (-2 * SLOPE)))    # for x << 0: 1/inf, as it should
+    return 1 / (1 + tl.exp((x + x * x * x * CUBIC) * (-2 * SLOPE)))    # for x << 0 exp overflows, and 1/inf is 0
 
 
 @triton.jit
@@ -68,10 +59,10 @@ def backward_kernel(
     h, bias,                    # [N, F], [F]
     dg,                         # [N, F]
     dh,                         # [N, F]: written
-    g,                          # [N, F]: written again, for the weight gradient of the next layer; None if it was kept
-    dbias,                # [programs, F] fp32: column sums of each program's rows, added up afterwards in a fixed order
+    g,                          # [N, F]: the forward pass's output, written again; None without a linear layer
+    dbias,                      # [programs, F] fp32: column sums per program, added up afterwards in a fixed order
     N, F,
-    AGAIN: tl.constexpr,        # whether g is to be written
+    AGAIN: tl.constexpr,        # whether to write g
     ROWS: tl.constexpr,         # rows and columns of a tile
     COLUMNS: tl.constexpr,
     STEPS: tl.constexpr,        # tiles of a program, one below the other
@@ -95,7 +86,7 @@ def backward_kernel(
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The operator: rows flattened to [N, F], the linear layer optional
+# The operator: rows flattened to [N, F]; the linear layer is optional
 
 Tensor = torch.Tensor
 
@@ -143,7 +134,7 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, dout_ND):
-    saved = ctx.saved_tensors           # TRAP: asked twice, activation checkpointing would compute them twice
+    saved = ctx.saved_tensors           # TRAP: read it once; activation checkpointing recomputes at every read
     dh_NF, dgelu_bias_F, dweight_DF = gelu_linear_backward_op(dout_ND, *saved)
     linear = saved[2] is not None
     return dh_NF, dgelu_bias_F, dweight_DF if linear else None, dout_ND.sum(0) if ctx.bias else None
@@ -158,34 +149,7 @@ def bias_gelu(x, bias):
 
 
 def gelu_linear(x, gelu_bias, weight, bias=None):
-    """linear(gelu(x + gelu_bias)), keeping x alone; weight is [D, F] as in torch.nn.functional.linear, cast to x's
-    dtype."""
+    """linear(gelu(x + gelu_bias)), keeping only x. weight is [D, F] as in torch.nn.functional.linear; it and bias are
+    cast to x's dtype."""
     bias = bias if bias is None else bias.to(x.dtype)
     return gelu_linear_op(x.reshape(-1, x.shape[-1]), gelu_bias, weight.to(x.dtype), bias).view(*x.shape[:-1], -1)
-
-
-def main():
-    """Peers: torch's eager kernels and what torch.compile makes of the same line."""
-    require_gpu("kernels/gelu.py")
-    copy, product = rates = ceilings()
-    print(f"{require_triton('cuda')}; a copy moves {copy / 1e12:.2f} TB/s here")
-    N, F, dtype = 8192, 10240, torch.bfloat16
-    bias_F = torch.randn(F, device="cuda", dtype=dtype, requires_grad=True)
-
-    def torch_gelu(x, bias):
-        return torch.nn.functional.gelu(x + bias, approximate="tanh")
-
-    for name, gelu in (("ours", bias_gelu), ("torch", torch_gelu), ("torch.compile", torch.compile(torch_gelu))):
-        forward, backward = [], []
-        for _ in range(2):                                        # 2 x 500 MB: no cache keeps them
-            x, dout = torch.randn(2, N, F, device="cuda", dtype=dtype)
-            out = gelu(x.requires_grad_(), bias_F)
-            forward.append(partial(gelu, x, bias_F))
-            backward.append(partial(torch.autograd.grad, out, (x, bias_F), dout, retain_graph=True))
-        print(line(f"bias_gelu forward, {name}", median_ms(forward), 4 * N * F, rates=rates))
-        print(line(f"bias_gelu backward, {name}", median_ms(backward), 6 * N * F, rates=rates))
-
-
-if __name__ == "__main__":
-    with speaking_to_the_user():
-        main()

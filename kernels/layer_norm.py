@@ -1,37 +1,29 @@
-"""LayerNorm over rows, with the residual addition in the same pass, and with its output forgotten and made again.
+"""LayerNorm over rows, with the residual addition in the same pass, and its output recomputed in the backward pass.
 
-A row x of D numbers, mean m = sum(x)/D, r = 1/sqrt(sum((x - m)^2)/D + eps), becomes y = h w + b with h = (x - m) r.
-With dy the gradient of y and g = dy w, through m and r as well:
+A row x of D numbers, with mean m = sum(x)/D and r = 1/sqrt(sum((x - m)^2)/D + eps), becomes y = h w + b, where
+h = (x - m) r. With dy the gradient of y and g = dy w, the derivative through m and r included:
 
     dx = r (g - sum(g)/D - h sum(g h)/D)        dw = sum over rows of dy h        db = sum over rows of dy
 
-Nothing here is arithmetic to speak of: it is bytes. In bf16, D = 2560, one layer of BioMedLM, 8,192 tokens:
+The arithmetic is negligible; the time is that of moving bytes. Per element, in bf16:
 
-    COST: forward of add_layer_norm reads x and residual, writes their sum and y: 8 bytes an element; add and norm apart
-    move 10 COST: backward reads the sum, dy and the sum's other gradient, writes dx: 8 bytes an element; apart they
-    move 12
+    COST of add_layer_norm    forward: reads x and residual, writes their sum and y          8 (add, then norm: 10)
+                              backward: reads the sum, dy, the sum's gradient, writes dx     8 (12)
 
-It keeps the sum, which the next residual needs anyway, and two fp32 numbers a row. What a linear layer after it keeps
-is y, a copy of the row in other units: `norm_linear` keeps nothing and lets the backward kernel, which has h in its
-registers, write y once more. That saves 2 x 2 D bytes a token and layer: 2.7 GB of 21.5 in a micro-batch of 8,192
-tokens (with gelu.py 8.1).
+The backward pass needs the sum, which the next residual keeps anyway, and two fp32 numbers per row. A linear layer
+after the norm would also keep its input y. `norm_linear` does not: the backward kernel has h in registers and writes y
+again. That saves 2 x 2 D bytes per token and layer, 2.7 GB of 21.5 in a micro-batch of 8,192 tokens (with gelu.py 8.1).
 
-    python kernels/layer_norm.py        GB/s against torch, torch.compile and a plain copy (needs a GPU)
+Not here: its speed (bench/kernels.py).
 """
-import sys
-from pathlib import Path
-
 import torch
 import triton
 import triton.language as tl
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))   # python kernels/layer_norm.py finds common.py
-from kernels import architecture, require_triton
-from kernels.measure import ceilings, line, median_ms, require_gpu
-from plumbing.common import speaking_to_the_user
+from kernels import architecture
 
-PROGRAMS = {80: 2 * 108, 90: 2 * 132}       # of the backward pass: two on each processor, with their own dw and db
-WARPS = 8                                   # a row of 2560 is 4096 lanes (a power of two): 16 a thread
+PROGRAMS = {80: 2 * 108, 90: 2 * 132}       # of the backward pass: two per processor, each with sums dw and db
+WARPS = 8                                   # a row of 2560 is 4096 lanes (a power of two): 16 per thread
 
 
 def layer_norm_reference(x_ND, weight_D, bias_D, eps):
@@ -51,7 +43,7 @@ def forward_kernel(
     mean, rstd,                 # [N] fp32: written
     D,                          # width of a row
     eps,                        # fp32
-    RESIDUAL: tl.constexpr,     # whether residual and total are there
+    RESIDUAL: tl.constexpr,     # whether residual and total exist
     LANES: tl.constexpr,        # D rounded up to a power of two
 ):
     n = tl.program_id(0).to(tl.int64)                             # one row a program
@@ -62,10 +54,12 @@ def forward_kernel(
         x_D += tl.load(residual + n * D + d_D, mask=inside_D, other=0.0).to(tl.float32)
         rounded_D = x_D.to(total.dtype.element_ty)
         tl.store(total + n * D + d_D, rounded_D, mask=inside_D)
-        x_D = rounded_D.to(tl.float32)                        # normalise what was stored: it is what backward will read
+        x_D = rounded_D.to(tl.float32)                            # the stored value: the backward pass reads it
+
     m = tl.sum(x_D, 0) / D
     centred_D = tl.where(inside_D, x_D - m, 0.0)                  # TRAP: idle lanes hold 0 - m without this
     r = 1 / tl.sqrt(tl.sum(centred_D * centred_D, 0) / D + eps)   # in two passes: sum(x^2) - m^2 would cancel
+
     w_D = tl.load(weight + d_D, mask=inside_D, other=0.0).to(tl.float32)
     b_D = tl.load(bias + d_D, mask=inside_D, other=0.0).to(tl.float32)
     tl.store(y + n * D + d_D, (centred_D * r * w_D + b_D).to(y.dtype.element_ty), mask=inside_D)
@@ -77,15 +71,15 @@ def forward_kernel(
 def backward_kernel(
     x,                          # [N, D]: what was normalised
     dy,                         # [N, D]
-    dtotal,                    # [N, D]: the gradient that reaches x beside the norm, added to dx; None if there is none
+    dtotal,                     # [N, D]: the gradient of total from elsewhere, added to dx; None without a residual
     weight, bias,               # [D]
     mean, rstd,                 # [N] fp32
     dx,                         # [N, D]: written
-    y,                          # [N, D]: written again, for the weight gradient of a linear layer; None if it was kept
-    dweight, dbias,             # [programs, D] fp32: one row of partial sums each, added up afterwards in a fixed order
+    y,                          # [N, D]: the norm's output, written again; None without a linear layer
+    dweight, dbias,             # [programs, D] fp32: partial sums, added up afterwards in a fixed order
     N, D,
-    BESIDE: tl.constexpr,       # whether dtotal is there
-    AGAIN: tl.constexpr,        # whether y is to be written
+    RESIDUAL: tl.constexpr,     # whether dtotal exists
+    AGAIN: tl.constexpr,        # whether to write y
     LANES: tl.constexpr,        # D rounded up to a power of two
 ):
     d_D = tl.arange(0, LANES)
@@ -93,17 +87,17 @@ def backward_kernel(
     w_D = tl.load(weight + d_D, mask=inside_D, other=0.0).to(tl.float32)
     dw_D = tl.zeros([LANES], tl.float32)
     db_D = tl.zeros([LANES], tl.float32)
-    # num_stages: the next rows are under way while this one is summed. A row is 10 KB, and about 25 KB must be in
-    # flight on every processor to keep 4 TB/s of memory busy.
+    # num_stages: the next rows are loaded while this one is summed. A row is 10 KB, and about 25 KB must be in flight
+    # on every processor to keep 4 TB/s of memory busy.
     for row in tl.range(tl.program_id(0), N, tl.num_programs(0), num_stages=3):
-        n = tl.full([], row, tl.int64)                  # row.to would do, but the interpreter counts in Python integers
+        n = tl.full([], row, tl.int64)                            # not row.to: the interpreter's are Python's ints
         x_D = tl.load(x + n * D + d_D, mask=inside_D, other=0.0).to(tl.float32)
         dy_D = tl.load(dy + n * D + d_D, mask=inside_D, other=0.0).to(tl.float32)
         r = tl.load(rstd + n)
         h_D = tl.where(inside_D, (x_D - tl.load(mean + n)) * r, 0.0)
         g_D = dy_D * w_D
         dx_D = r * (g_D - tl.sum(g_D, 0) / D - h_D * (tl.sum(g_D * h_D, 0) / D))
-        if BESIDE:
+        if RESIDUAL:
             dx_D += tl.load(dtotal + n * D + d_D, mask=inside_D, other=0.0).to(tl.float32)
         tl.store(dx + n * D + d_D, dx_D.to(dx.dtype.element_ty), mask=inside_D)
         if AGAIN:
@@ -116,8 +110,7 @@ def backward_kernel(
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The operator: rows flattened to [N, D], residual and linear layer optional. torch.compile sees its name and shapes
-# alone.
+# The operator: rows flattened to [N, D]; residual and linear layer are optional
 
 Tensor = torch.Tensor
 
@@ -155,7 +148,7 @@ def norm_linear_backward_op(dtotal_ND: Tensor | None, dout_NF: Tensor, x_ND: Ten
     dtotal_ND = None if dtotal_ND is None else dtotal_ND.contiguous()
     backward_kernel[(programs,)](
         x_ND, dy_ND, dtotal_ND, norm_weight_D, norm_bias_D, mean_N, rstd_N, dx_ND, y_ND, dnorm_weight_PD,
-        dnorm_bias_PD, N, D, BESIDE=dtotal_ND is not None, AGAIN=weight_FD is not None,
+        dnorm_bias_PD, N, D, RESIDUAL=dtotal_ND is not None, AGAIN=weight_FD is not None,
         LANES=triton.next_power_of_2(D), num_warps=WARPS)
     dweight_FD = dout_NF.new_empty(0) if weight_FD is None else dout_NF.mT @ y_ND
     return dx_ND, dnorm_weight_PD.sum(0).to(norm_weight_D.dtype), dnorm_bias_PD.sum(0).to(norm_bias_D.dtype), dweight_FD
@@ -177,7 +170,7 @@ def _save(ctx, inputs, output):
 
 def _backward(ctx, dtotal_ND, dout_NF, dmean_N, drstd_N):
     dtotal_ND = dtotal_ND if ctx.residual else None
-    saved = ctx.saved_tensors           # TRAP: asked twice, activation checkpointing would compute them twice
+    saved = ctx.saved_tensors           # TRAP: read it once; activation checkpointing recomputes at every read
     dx_ND, dnorm_weight_D, dnorm_bias_D, dweight_FD = norm_linear_backward_op(dtotal_ND, dout_NF, *saved)
     linear = saved[-1] is not None
     return (dx_ND.to(ctx.x_dtype), dx_ND if ctx.residual else None, dnorm_weight_D, dnorm_bias_D, None,
@@ -203,8 +196,7 @@ def add_layer_norm(x, residual, weight, bias, eps=1e-5):
 
 
 def norm_linear(x, norm_weight, norm_bias, weight, bias=None, residual=None, eps=1e-5):
-    """linear(LayerNorm(x)), or (x + residual, linear(LayerNorm(x + residual))); the norm's output is made again in
-    backward.
+    """linear(LayerNorm(x)), or (x + residual, linear(LayerNorm(x + residual))), without keeping the norm's output.
 
     weight is [F, D] as in torch.nn.functional.linear; it and bias are cast to x's dtype.
     """
@@ -213,33 +205,3 @@ def norm_linear(x, norm_weight, norm_bias, weight, bias=None, residual=None, eps
     total_ND, out_NF, _, _ = norm_linear_op(_rows(x), _rows(residual), norm_weight, norm_bias, eps, weight, bias)
     out = out_NF.view(*x.shape[:-1], -1)
     return out if residual is None else (total_ND.view_as(residual), out)
-
-
-def main():
-    """Peers: torch's eager kernel and what torch.compile makes of the same lines."""
-    require_gpu("kernels/layer_norm.py")
-    copy, product = rates = ceilings()
-    print(f"{require_triton('cuda')}; a copy moves {copy / 1e12:.2f} TB/s here")
-    N, D, dtype = 8192, 2560, torch.bfloat16
-    weight_D, bias_D = (torch.randn(D, device="cuda", dtype=dtype, requires_grad=True) for _ in range(2))
-
-    def torch_norm(x, residual):
-        total = x + residual
-        return total, torch.nn.functional.layer_norm(total, (D,), weight_D, bias_D)
-
-    for name, norm in (("ours", lambda x, r: add_layer_norm(x, r, weight_D, bias_D)), ("torch", torch_norm),
-                       ("torch.compile", torch.compile(torch_norm))):
-        forward, backward = [], []
-        for _ in range(4):                                        # 4 x 160 MB: no cache keeps them
-            x, residual, *dout = torch.randn(4, N, D, device="cuda", dtype=dtype)
-            out = norm(x.requires_grad_(), residual.requires_grad_())
-            forward.append(lambda norm=norm, x=x, residual=residual: norm(x, residual))
-            backward.append(lambda out=out, x=x, residual=residual, dout=dout: torch.autograd.grad(
-                out, (x, residual, weight_D, bias_D), dout, retain_graph=True))
-        print(line(f"add_layer_norm forward, {name}", median_ms(forward), 8 * N * D, rates=rates))
-        print(line(f"add_layer_norm backward, {name}", median_ms(backward), 8 * N * D, rates=rates))
-
-
-if __name__ == "__main__":
-    with speaking_to_the_user():
-        main()

@@ -1,12 +1,12 @@
-"""The tiles of flash_attention.py, chosen by what the compiler reports for every architecture, head width and path.
+"""The tiles of flash_attention.py for every architecture, head width and path, chosen by what the compiler reports.
 
-A tile is right if nothing spills out of the registers and a processor holds eight warps or more to hide waiting behind
-(results/kernels.md has the numbers, kernels/compile_check.py takes them). It is fixed, not timed at the start of a run:
-ranks that time candidates for themselves choose differently, and then round differently.
+A tile is good if no registers spill and a processor holds at least eight warps, enough to hide the latency of memory
+(results/kernels.md has the numbers, kernels/compile_check.py measures them). Tiles are constants, not timed at the
+start of a run: ranks that time candidates for themselves may choose differently, and then round differently.
 
 TRAP: on Hopper no side is below 64, since kernels with two products and a side of 16 or 32 were reported to corrupt
-memory there. fp32, whose exact products no tensor core does, is for checking: its unrolled code spills in larger tiles
-(and in this one too if the assembler is not told that it may take 128 registers: it aims at 80).
+memory there. fp32 is for checking: no tensor core computes its exact products, and the unrolled code spills in larger
+tiles (and in this one as well, without an explicit limit of 128 registers: the assembler aims at 80).
 """
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ class Tile(NamedTuple):
     keys: int                       # BLOCK_S
     warps: int
     stages: int = 2                 # tiles in flight
-    registers: int | None = None    # how many a thread may take, where the assembler's own choice is worse
+    registers: int | None = None    # the limit per thread, where the assembler's own choice is worse
 
 
 TILES = {   # (architecture, head width, path): forward_kernel, dq_kernel, dkdv_kernel

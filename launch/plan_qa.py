@@ -1,8 +1,8 @@
-"""`finetune_qa.py medqa --plan`: the memory that each way of fine-tuning takes, found out without a GPU.
+"""`finetune_qa.py medqa --plan`: the memory that each way of fine-tuning needs, computed without a GPU.
 
-Runs the real step (packed questions, forward, backward, clipping, the optimizer) at the size of --model, on
-tensors that have shapes but no memory, and counts what it would allocate. The batch is --micro-batch-size questions:
-one of --max-length tokens, the others of MedQA's median length.
+It runs the real step (packed questions, forward, backward, clipping, the optimizer) at the size of --model on fake
+tensors, which have shapes but no memory, and counts the allocations. The batch is --micro-batch-size questions: one of
+--max-length tokens, the others of MedQA's median length.
 
 Not counted: CUDA's context, cuBLAS's workspaces, fragmentation. Leave 1 GiB.
 """
@@ -27,18 +27,18 @@ GIB = 2**30
 WAYS = (("all weights, fp32", {}, 80), ("all weights, bf16, 8-bit moments",
         {"weights": "bfloat16", "moments": "8bit", "recompute_every": 1}, 24),
         ("LoRA of rank 16, bf16", {"weights": "bfloat16", "lora_rank": 16, "recompute_every": 1}, 8))
-OPTION, MEDIAN = 8, 157      # MedQA's tokens an option with its [SEP], and a question
+OPTION, MEDIAN = 8, 157      # MedQA's tokens: of an option with its [SEP]; of a question (median)
 
 
 def print_plan(cfg):
-    """Print the peak of each way, and of the settings asked for; returns {way: GiB}."""
+    """Print the peak of each way, and of cfg's own settings; returns {way: GiB}."""
     network, shape = shape_of(cfg.model)
     with torch.device("meta"):
         n = sum(p.numel() for p in network(shape).parameters())
     print(f"{n:,} parameters; {cfg.micro_batch_size} questions at once, one of {cfg.max_length} tokens, the others of "
-          f"{MEDIAN}; GiB at a step's peak on one GPU, without CUDA's context:")
+          f"{MEDIAN}; peak GiB on one GPU, without CUDA's context:")
     peaks = {}
-    for way, changes, gpu in (*WAYS, ("the settings asked for", {}, 0)):
+    for way, changes, gpu in (*WAYS, ("the given settings", {}, 0)):
         settings = replace(cfg, dtype="bfloat16", **changes)
         peaks[way] = step_memory(settings, shape, network)
         verdict = f"{'fits' if peaks[way] + 1 < gpu * 1e9 / GIB else 'does NOT fit'} {gpu} GB" if gpu else ""
@@ -49,7 +49,7 @@ def print_plan(cfg):
 
 def step_memory(cfg, shape, network=GPT):
     """The peak of the second step in GiB: the first has no moments yet."""
-    # Attention's dropout keeps no mask on a GPU; on CPU tensors it would pick a kernel that keeps all the scores.
+    # On a GPU attention's dropout stores no mask; on the CPU torch would choose a kernel that stores all scores.
     with torch.device("meta"):
         gpt = network(replace(shape, attn_pdrop=0.0)).to(getattr(torch, cfg.weights))
     with FakeTensorMode(), Peak() as memory:
@@ -60,8 +60,8 @@ def step_memory(cfg, shape, network=GPT):
 
 
 class Peak(TorchDispatchMode):
-    """The bytes of all storages that live, and the most they have been. (torch's MemTracker, by which launch/plan.py
-    counts, finds the same; but it refuses weights that do not learn, and is slow with many small operations.)"""
+    """Counts the bytes of all live storages (`now`) and their maximum (`peak`). torch's MemTracker, in
+    launch/plan.py, finds the same, but it refuses frozen weights and is slow with many small operations."""
 
     def __init__(self):
         super().__init__()

@@ -1,1 +1,8 @@
-"""The parts of plumbing."""
+"""What every script needs and no reader has to study: nothing here changes what a model learns.
+
+common.py            the command line, errors for the user, files that appear whole
+runtime.py           device, precision, signals
+huggingface.py       the folder in which models are stored and exchanged
+tokenizer_files.py   a vocabulary as Hugging Face stores it
+documents.py         every format of biomedical text, read as documents
+"""

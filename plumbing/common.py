@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, field, fields
 from pathlib import Path
 
-import tyro
-
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -27,6 +25,12 @@ def parse_args(config, presets=None, argv=None):
     One flag per field; the field's trailing comment is its --help text, so a setting is declared once.
     With `presets` (name -> instance) the first argument names the one whose values the flags then override.
     """
+    try:
+        import tyro
+    except ImportError as error:                        # a GPU machine without it can still run every default
+        if presets is None and not (sys.argv[1:] if argv is None else argv):
+            return config()
+        raise UserError("reading flags needs tyro: pip install tyro, or run this without any") from error
     if presets is None:
         return tyro.cli(config, args=argv)
     described = {name: ((type(preset).__doc__ or "").strip(), preset) for name, preset in presets.items()}
@@ -126,6 +130,11 @@ def write_json_lines(path, records):
 
 
 def git_commit():
-    """The commit this code came from, marked if the tree was changed since; for the logs behind published numbers."""
-    describe = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
-    return describe.stdout.strip() or "unknown"
+    """The commit of this code, marked "-dirty" if files have changed; for the logs behind published numbers. A copy
+    without git or without .git says what the environment variable COMMIT holds."""
+    try:
+        describe = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+        commit = describe.stdout.strip()
+    except OSError:                                     # git is not installed
+        commit = ""
+    return commit or os.environ.get("COMMIT", "unknown")

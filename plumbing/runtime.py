@@ -9,8 +9,6 @@ from functools import cache
 
 import torch
 
-from sampling.native import in_huge_pages, library, read_all
-
 
 def pick_device():
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -48,33 +46,6 @@ def peak_flops(device, dtype):
         (a @ a)[0, 0].item()                        # .item() waits for the result
         seconds.append(time.perf_counter() - start)
     return 2 * 1024**3 / min(seconds), "what a 1024 x 1024 product reaches here"
-
-
-def bandwidth_meter(device):
-    """A function that measures once how many bytes a second memory gives: 256 MB are read on a CPU, as fast as we know
-    how (by torch's sum, which is slower, where there is no compiler); 1 GB is copied on a GPU."""
-    if device.type == "cuda":
-        a = torch.ones(2**28, device=device)
-        b = torch.empty_like(a)
-    else:
-        a, b = in_huge_pages(2**26, dtype=torch.float32).fill_(1.0), None
-
-    def measure():
-        start = time.perf_counter()
-        if b is not None:
-            b.copy_(a)
-            torch.cuda.synchronize(device)
-        elif library()[0]:
-            read_all(a)
-        else:
-            a.sum()
-        return a.nbytes * (1 if b is None else 2) / (time.perf_counter() - start)
-    return measure
-
-
-def read_bandwidth(device):
-    measure = bandwidth_meter(device)
-    return max(measure() for _ in range(6))
 
 
 @contextmanager

@@ -1,11 +1,11 @@
-"""What a language model answers before it is fine-tuned: the option that it finds likeliest behind the question.
+"""Zero-shot answers: the option that a language model finds most likely after the question, without fine-tuning.
 
     python finetune_qa.py zeroshot --model stanford-crfm/BioMedLM --test data/qa/medqa_test.jsonl --out out/zeroshot
 
-Long options are unlikely for their length alone. So two scores are reported: the log-probability as it is ("raw"), and
-divided by the option's bytes ("per byte", the same measure for every tokenizer). Models of a few billion parameters do
-little better than chance on examinations in this way, which is why BioMedLM is fine-tuned.
-Not here: the log-probability itself (heads.py).
+A long option is less likely than a short one only because it has more tokens. So two scores are reported: the
+log-probability itself ("raw"), and divided by the option's bytes ("per byte", comparable between tokenizers). Models of
+a few billion parameters score little above chance on examinations in this way, which is why BioMedLM is fine-tuned.
+Not here: the log-probability itself (questions/heads.py).
 """
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -34,7 +34,7 @@ class ZeroShot:
 
 
 def zero_shot(cfg):
-    """Write report.json and a file of predictions for each of the two scores; returns the report."""
+    """Write report.json and one file of predictions per score; returns the report."""
     world = World(0, 1, pick_device())
     cfg, test = replace(cfg, dtype=matrix_dtype(cfg.dtype, world.device)), read_questions(cfg.test)
     gpt, tok = load(cfg.model, torch.float32, world.device)

@@ -1,1 +1,8 @@
-"""The parts of sampling."""
+"""The parts of sample.py, in reading order.
+
+text.py          prompts from a file or stdin; whole characters and stop strings while tokens arrive
+fast_linear.py   weight layouts: a token as fast as memory delivers the weights
+native.py        the C loops for a CPU, compiled on first use: matvec.c, attend.c, cpu_step.c
+cpu_step.py      one token on a CPU as one call into C
+cuda_graph.py    one token on a GPU as one launch
+"""

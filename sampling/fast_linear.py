@@ -24,6 +24,7 @@ torch, 40 to 100 times slower than fp32. `blocks` never calls it. Errors of one 
 matvec_int8 and int8_any 0.9 %, int8 1.8 % (without VNNI). What they cost a real model's answers has not been measured.
 """
 import functools
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,9 +34,10 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from model import linears
-from sampling.native import in_lines, library, matvec
+from sampling.native import in_huge_pages, in_lines, library, matvec, read_all
 
 MANY = 32                   # rows of which arithmetic takes much longer than reading the weights
+MIN_BYTES_TO_JUDGE_BANDWIDTH = 2**28    # per token; fewer may stay in the processor's cache
 BLOCK = 2**19               # weights converted at a time: 2 MB in fp32, which stay in the cache for the product
 
 # ---- How each layout packs W_OI (and the bias) and multiplies x_BI with it. O and I: outputs, inputs ----
@@ -188,6 +190,7 @@ class FastLinear(nn.Module):
         super().__init__()
         self.layout = layout
         self.packed = LAYOUTS[layout].pack(weight_OI, bias_O)
+        self.bytes = weight_OI.numel() * (1 if "int8" in layout else weight_OI.itemsize)
 
     def forward(self, x):
         y_BO = LAYOUTS[self.layout].multiply(x.reshape(-1, x.shape[-1]), *self.packed)
@@ -199,17 +202,64 @@ def lay_out(model, layout):
     """Put the weights of a loaded model.GPT into a layout, one matrix after the other; what they were is freed.
 
     Sets model.lm_head, mostly the embedding used as the head. `plain` and `blocks` share its memory; the others hold it
-    twice (BioMedLM: 74 MB in int8, 148 MB in bf16), since looking up a row wants it as it was. Returns the bytes of
-    weights that a token has to read.
+    twice (BioMedLM: 74 MB in int8, 148 MB in bf16), since looking up a row needs it as it was.
     """
-    weights, itemsize = model.wte.weight.numel(), model.wte.weight.itemsize
     for block in model.h:
         for owner, name, linear in linears(block):
-            weights += linear.weight.numel()
             bias_O = None if linear.bias is None else linear.bias.detach()
             setattr(owner, name, FastLinear(linear.weight.detach(), bias_O, layout))
     model.lm_head = FastLinear((model.lm_head or model.wte).weight.detach(), None, layout)
     for name, p in model.named_parameters():       # what is left: the embeddings and the LayerNorms
         if name != "wte.weight":                   # bf16 rows of the embedding + fp32 positions make fp32 inputs
             p.data = p.data.to(LAYOUTS[layout].inputs or p.dtype)
-    return weights * (1 if "int8" in layout else itemsize)
+
+
+def weight_bytes(model):
+    """The bytes of weights that one token has to read, for a model that is laid out."""
+    return sum(module.bytes for module in model.modules() if isinstance(module, FastLinear))
+
+
+# ---- How fast memory is ----
+
+
+def bandwidth_meter(device):
+    """A function that measures once how many bytes memory gives per second.
+
+    On a CPU 256 MB are read in the fastest way we know (without a C compiler by torch's sum, which is slower); on a GPU
+    1 GB is copied, which is 2 GB read and written.
+    """
+    if device.type == "cuda":
+        a = torch.ones(2**28, device=device)
+        b = torch.empty_like(a)
+    else:
+        a, b = in_huge_pages(2**26, dtype=torch.float32).fill_(1.0), None
+
+    def measure():
+        start = time.perf_counter()
+        if b is not None:
+            b.copy_(a)
+            torch.cuda.synchronize(device)
+        elif library()[0]:
+            read_all(a)
+        else:
+            a.sum()
+        return a.nbytes * (1 if b is None else 2) / (time.perf_counter() - start)
+    return measure
+
+
+def read_bandwidth(device):
+    measure = bandwidth_meter(device)
+    return max(measure() for _ in range(6))
+
+
+def share_of_bandwidth(model, prompt_length, rows, times):
+    """Bytes that the tokens after the first had to read, weights and cache, divided by what memory could have given in
+    their time. times: when each token was complete, after the start. None where too few bytes were read to judge."""
+    steps = len(times) - 2
+    if steps < 1 or weight_bytes(model) < MIN_BYTES_TO_JUDGE_BANDWIDTH:
+        return None
+    cfg = model.cfg
+    per_position = 2 * cfg.n_layer * cfg.n_head * cfg.head_width * model.ln_f.weight.itemsize * rows
+    cache_bytes = per_position * sum(range(prompt_length, prompt_length + steps))
+    bytes_per_second = (steps * weight_bytes(model) + cache_bytes) / (times[-1] - times[1])
+    return bytes_per_second / read_bandwidth(model.ln_f.weight.device)

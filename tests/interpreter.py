@@ -1,15 +1,14 @@
-"""Triton's interpreter, made right for bfloat16: import this before anything from kernels/.
+"""Triton's interpreter, repaired for bfloat16: import this before anything from kernels/.
 
-TRITON_INTERPRET=1 turns a kernel into numpy, program after program, which is how kernels are tested where there is no
-GPU. Numpy has no bfloat16, so the interpreter keeps its bits in uint16, and in two places forgets that they are not
-integers:
+With TRITON_INTERPRET=1 a kernel runs in numpy, one program after another, so kernels are tested without a GPU. numpy
+has no bfloat16. The interpreter keeps its bits in uint16, and in two places treats them as integers:
 
     tl.dot of two bf16 tiles multiplies the bit patterns (results near 1e9)
     fp32 -> bf16 truncates, where the GPU rounds to nearest even (twice the error of real bf16)
 
-Both are mended here. Other bf16 arithmetic stays wrong, so the kernels do theirs in fp32, which the GPU does anyway.
-What the interpreter cannot show: races, wrong synchronisation, anything about speed. Reading out of bounds crashes it.
-TRAP: Triton 3.6, with torch 2.11, wants numpy 2.3 for this: it makes an int of an array of one number.
+Both are repaired here. Other bf16 arithmetic stays wrong, so the kernels compute in fp32, as they do on the GPU anyway.
+The interpreter shows no races, no wrong synchronisation and no speed. Reading out of bounds crashes it.
+TRAP: Triton 3.6, with torch 2.11, needs numpy 2.3 for this: it converts an array of one number to an int.
 """
 import os
 

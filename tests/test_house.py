@@ -56,9 +56,85 @@ def test_there_are_commands():
     assert len(COMMANDS) >= 8 and len(RIVALS) >= 8 and "make demo" in README and "make test" in README
 
 
-def test_the_readmes_tree_is_the_repositorys():
-    listed = set(re.findall(r"^([\w/.-]+\.py)\s{2,}\S", README, re.M))
-    assert listed == {path.relative_to(ROOT).as_posix() for path in SOURCES}
+# From the ground up: a room imports from lower floors only, and two rooms of one floor do not import each other.
+FLOORS = [
+    {"plumbing"},
+    {"kernels", "data", "tokenizer"},
+    {"model"},
+    {"training", "sampling"},
+    {"baselines"},
+    {"questions"},
+    {"answers"},
+    {"launch"},
+    {"train", "finetune_qa", "finetune_answers", "sample"},
+    {"prepare"},
+    {"bench"},
+]
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+SIGNED = ["training", "questions", "answers", "sampling", "plumbing", "kernels", "baselines", "prepare"]
+
+
+def room_of(path):
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imported_rooms(path):
+    """The rooms whose modules a file imports, anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else \
+            [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        yield from (module.split(".")[0] for module in modules)
+
+
+def test_seven_files_stand_at_the_top():
+    assert {path.name for path in SOURCES if path.parent == ROOT} == {
+        f"{name}.py" for name in ("tokenizer", "model", "data", "train", "finetune_qa", "finetune_answers", "sample")}
+
+
+def test_imports_point_down():
+    wrong = [f"{path.relative_to(ROOT)} imports {room}" for path in SOURCES for room in imported_rooms(path)
+             if room in FLOOR and room != room_of(path) and FLOOR[room] >= FLOOR[room_of(path)]]
+    assert not wrong
+
+
+def test_no_files_import_each_other_in_a_circle():
+    names = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in SOURCES}
+    modules = {name.removesuffix(".__init__"): path for path, name in names.items()}
+
+    def neighbours(path):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = []
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            elif isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            yield from (name for name in names if name in modules and "." in name or name in modules
+                        and modules[name].parent == ROOT)
+
+    graph = {name: set(neighbours(path)) - {name} for name, path in modules.items()}
+    while leaves := [name for name, needs in graph.items() if not needs]:
+        for name in leaves:
+            del graph[name]
+        for needs in graph.values():
+            needs.difference_update(leaves)
+    assert not graph, "these files need each other"
+
+
+@pytest.mark.parametrize("room", SIGNED)
+def test_a_rooms_door_sign_lists_its_files(room):
+    sign = ast.get_docstring(ast.parse((ROOT / room / "__init__.py").read_text(encoding="utf-8")))
+    listed = set(re.findall(r"^(\w+\.py)\s{2,}\S", sign, re.M))
+    assert listed == {path.name for path in SOURCES if path.parent == ROOT / room} - {"__init__.py"}
+
+
+def test_the_readme_names_the_seven_files_and_every_room():
+    listed = set(re.findall(r"^([\w-]+(?:\.py|/))\s{2,}\S", README, re.M))
+    rooms = {f"{path.relative_to(ROOT).parts[0]}/" for path in FILES if path.parent != ROOT}
+    assert listed == rooms | {path.name for path in SOURCES if path.parent == ROOT} | {"results/"}
+
+
+def test_the_readme_fits_160_lines():
+    assert len(README.splitlines()) <= 160
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())

@@ -11,8 +11,12 @@ from conftest import run_script, tiny_model
 import sample
 from model import GPT
 from plumbing.common import UserError, speaking_to_the_user
-from sample import Sample, choose, generate, log_probabilities, main, penalize, stream
+from sample import Sample, Sampling, choose, generate, main, penalize, stream
+from sampling import fast_linear
+from sampling.score import log_probabilities
 from tokenizer import Tokenizer
+
+WARM = Sampling(temperature=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +31,8 @@ def draw(logits_V, n=20_000, temperature=1.0, top_k=0, top_p=1.0):
     """The shares of each token among n draws."""
     generator = torch.Generator().manual_seed(0)
     rows = torch.tensor(logits_V).expand(n, -1)
-    return torch.bincount(choose(rows, temperature, top_k, top_p, [generator] * n), minlength=len(logits_V)) / n
+    drawn = choose(rows, Sampling(temperature, top_k, top_p), [generator] * n)
+    return torch.bincount(drawn, minlength=len(logits_V)) / n
 
 
 @pytest.mark.parametrize("batch", [1, 8])
@@ -37,7 +42,7 @@ def test_greedy_tokens_equal_transformers(folder, batch):
     prompts = torch.randint(300, (batch, 9), generator=torch.Generator().manual_seed(3))
     theirs = hf.generate(prompts, max_new_tokens=64, do_sample=False, eos_token_id=None, pad_token_id=300)
     ours = [[] for _ in range(batch)]
-    for column in stream(tiny_model(n_positions=96), prompts.tolist(), 64, temperature=0):
+    for column in stream(tiny_model(n_positions=96), prompts.tolist(), 64):
         for row, token in column:
             ours[row].append(token)
     assert ours == theirs[:, 9:].tolist() and len(ours[0]) == 64
@@ -47,32 +52,31 @@ def test_greedy_tokens_are_those_without_a_cache():
     model, ids = tiny_model(), [1, 2, 3]
     for _ in range(25):
         ids.append(model(torch.tensor([ids]))[0, -1].argmax().item())
-    assert generate(model, [1, 2, 3], 25, temperature=0) == [ids[3:]]
+    assert generate(model, [1, 2, 3], 25) == [ids[3:]]
 
 
 def test_a_sample_depends_on_its_seed_not_on_how_many_are_drawn():
     model = tiny_model()
-    three = generate(model, [1, 2, 3], 12, num_samples=3, seed=5)
+    three = generate(model, [1, 2, 3], 12, WARM, num_samples=3, seed=5)
     assert len({tuple(sample) for sample in three}) == 3
-    assert generate(model, [1, 2, 3], 12, num_samples=1, seed=7)[0] == three[2]
-    assert generate(model, [1, 2, 3], 12, num_samples=3, seed=5) == three
+    assert generate(model, [1, 2, 3], 12, WARM, num_samples=1, seed=7)[0] == three[2]
+    assert generate(model, [1, 2, 3], 12, WARM, num_samples=3, seed=5) == three
 
 
 def test_samples_do_not_depend_on_the_prompts_beside_them():
     model, prompts = tiny_model(), [[1, 2, 3], [4, 5, 6]]
     both = [[] for _ in range(6)]
-    for column in stream(model, prompts, 12, num_samples=3, seed=5):
+    for column in stream(model, prompts, 12, WARM, num_samples=3, seed=5):
         for row, token in column:
             both[row].append(token)
-    assert both == generate(model, prompts[0], 12, num_samples=3, seed=5) + generate(model, prompts[1], 12,
-                                                                                   num_samples=3, seed=5)
+    alone = [generate(model, prompt, 12, WARM, num_samples=3, seed=5) for prompt in prompts]
+    assert both == alone[0] + alone[1]
 
 
 def test_a_finished_row_is_silent_and_the_others_go_on():
-    running, seen = [True, True], []
-    for column in stream(tiny_model(), [[1, 2, 3]], 6, num_samples=2, running=running):
+    seen = []
+    for column in stream(tiny_model(), [[1, 2, 3]], 6, num_samples=2, stopped=lambda row: row == 0 and len(seen) == 3):
         seen.append([row for row, _ in column])
-        running[0] = len(seen) < 3
     assert seen == [[0, 1]] * 3 + [[1]] * 3
 
 
@@ -80,7 +84,7 @@ def test_seeds_beyond_what_the_generator_reads_are_refused(folder):
     """Torch's CPU generator gives the same numbers for seed 1 and seed 2^32 + 1."""
     one, far = (torch.rand(4, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2**32 + 1))
     assert torch.equal(one, far)
-    with pytest.raises(UserError, match="--seed is 4294967295; it must be between"):
+    with pytest.raises(UserError, match="--seed is 4294967295; it must be 0 to 4294967294"):
         main(Sample(model=str(folder), prompt="x", seed=2**32 - 1, num_samples=2))
 
 
@@ -93,7 +97,7 @@ def test_the_repetition_penalty_is_transformers():
 
 
 def test_a_strong_repetition_penalty_repeats_nothing():
-    ids = generate(tiny_model(), [1, 2, 3], 25, temperature=0, repetition_penalty=1e9)[0]
+    ids = generate(tiny_model(), [1, 2, 3], 25, Sampling(0.0, repetition_penalty=1e9))[0]
     assert len({1, 2, 3, *ids}) == 28
 
 
@@ -130,13 +134,13 @@ def test_top_p_keeps_the_fewest_that_reach_p():
 
 def test_end_of_text_ends_a_sample_and_is_not_printed():
     model = tiny_model()
-    greedy = generate(model, [1, 2, 3], 20, temperature=0)[0]
+    greedy = generate(model, [1, 2, 3], 20)[0]
     eos = greedy[5]
-    assert generate(model, [1, 2, 3], 20, temperature=0, eos_id=eos)[0] == greedy[:greedy.index(eos)]
+    assert generate(model, [1, 2, 3], 20, eos_id=eos)[0] == greedy[:greedy.index(eos)]
 
 
 def test_generation_stops_where_the_positions_end():
-    assert len(generate(tiny_model(), list(range(20)), 100, temperature=0)[0]) == 12
+    assert len(generate(tiny_model(), list(range(20)), 100)[0]) == 12
 
 
 def test_json_is_one_line_with_the_samples_and_the_speed(folder):
@@ -203,8 +207,8 @@ def test_a_conversation_goes_on_after_a_mistake_and_an_interruption(folder, monk
         except StopIteration:
             raise EOFError from None
 
-    def interrupted(model, prompts, *args):
-        yield from itertools.islice(real(model, prompts, *args), 3)
+    def interrupted(*args, **settings):
+        yield from itertools.islice(real(*args, **settings), 3)
         if next(breaks):
             raise KeyboardInterrupt
 
@@ -225,7 +229,7 @@ def test_ctrl_c_in_the_middle_is_one_line(folder, monkeypatch, capsys):
     assert printed.out.startswith("Insulin") and printed.out.endswith("\n")
 
 
-def interrupt_after_two(*args):
+def interrupt_after_two(*args, **settings):
     yield [(0, 65)]
     yield [(0, 66)]
     raise KeyboardInterrupt
@@ -240,12 +244,13 @@ def test_weights_that_are_no_numbers_are_noticed(folder):
 
 def test_the_share_of_bandwidth_is_bytes_over_what_memory_gives(monkeypatch):
     """9 tokens after a prompt of 4, in 2 rows: 8 steps in 2 seconds, of 1000 bytes of weights and the cache each."""
-    monkeypatch.setattr(sample, "MUCH", 0)
-    monkeypatch.setattr(sample, "read_bandwidth", lambda device: 1e6)
+    monkeypatch.setattr(fast_linear, "MIN_BYTES_TO_JUDGE_BANDWIDTH", 0)
+    monkeypatch.setattr(fast_linear, "weight_bytes", lambda model: 1000)
+    monkeypatch.setattr(fast_linear, "read_bandwidth", lambda device: 1e6)
     model = tiny_model()
     cache_bytes = sum(2 * 3 * 48 * 4 * 2 * length for length in range(4, 12))
     times = [0.0, 1.0, *(1 + 0.25 * n for n in range(1, 9))]
-    assert sample.share_of_bandwidth(model, 1000, 4, 2, times) == pytest.approx((8 * 1000 + cache_bytes) / 2 / 1e6)
+    assert fast_linear.share_of_bandwidth(model, 4, 2, times) == pytest.approx((8 * 1000 + cache_bytes) / 2 / 1e6)
 
 
 @pytest.mark.parametrize("changes, words", [
@@ -255,8 +260,9 @@ def test_the_share_of_bandwidth_is_bytes_over_what_memory_gives(monkeypatch):
     (dict(num_samples=0), "--num-samples is 0"),
     (dict(repetition_penalty=0.0), "--repetition-penalty is 0.0"), (dict(stop=("",)), "a stop string is empty"),
     (dict(stop=("<|im_end|>",)), "unknown stop string"), (dict(interactive=True), "give one of --prompt"),
-    (dict(prompt=None), "give one of --prompt"), (dict(prompt=None, file="nowhere.txt"), "nowhere.txt: no text file"),
-    (dict(prompt="word " * 200), "positions; shorten it")])
+    (dict(prompt=None), "give one of --prompt"),
+    (dict(prompt=None, file="nowhere.txt"), "nowhere.txt: cannot be read as text"),
+    (dict(prompt="word " * 200), "positions allow at most 95; shorten it")])
 def test_bad_input_is_named(folder, changes, words):
     with pytest.raises(UserError, match=words):
         main(Sample(**dict(model=str(folder), prompt="Insulin") | changes))

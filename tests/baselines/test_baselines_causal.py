@@ -240,7 +240,7 @@ def test_greedy_tokens_equal_transformers(folders, name, batch):
     hf = theirs(folders[name]).generate(prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=64,
                                         do_sample=False, eos_token_id=None, pad_token_id=0)
     ours = [[] for _ in range(batch)]
-    for column in stream(load_model(folders[name]), prompts.tolist(), 64, temperature=0):
+    for column in stream(load_model(folders[name]), prompts.tolist(), 64):
         for row, token in column:
             ours[row].append(token)
     assert ours == hf[:, 9:].tolist() and len(ours[0]) == 64

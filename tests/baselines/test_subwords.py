@@ -9,8 +9,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from baselines import load_tokenizer
 from baselines.subwords import Subwords
 from plumbing.common import UserError
-from sampling.prompts import encode_prompt
-from sampling.text_stream import TextStream
+from sampling.text import TextStream, encode_prompt
 from tokenizer import Tokenizer
 
 TEXTS = ["Aspirin inhibits cyclooxygenase.", "β-blocker\n\ttwo  blanks", "12 µg", "", "🩺 of the heart"]

@@ -25,7 +25,7 @@ from kernels.gelu import bias_gelu, bias_gelu_reference, gelu_linear, gelu_linea
 from kernels.layer_norm import add_layer_norm, layer_norm, layer_norm_reference, norm_linear, norm_linear_op
 from kernels.measure import relative_error
 
-# What rounding alone may cost, as |x - reference| / |reference|: a few units of the dtype's last bit
+# The error of rounding alone, as |x - reference| / |reference|: a few units of the dtype's last bit
 CLOSE = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 7e-3}
 DTYPES = list(CLOSE)
 
@@ -165,7 +165,7 @@ def test_decoding_takes_a_length_for_every_sequence():
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# layer_norm and gelu, each alone and with the linear layer whose input they make again
+# layer_norm and gelu, each alone and with the linear layer whose input they compute again
 
 def gradients_match(inputs, outputs, references, doubles, dtype):
     douts = [torch.randn_like(out) for out in outputs]
@@ -264,7 +264,7 @@ def test_linear_cross_entropy_in_chunks(dtype):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What torch sees of them
+# The operators as torch sees them
 
 def operators():
     """{name: (function, its differentiable inputs)}"""
@@ -293,7 +293,7 @@ def test_compiles_as_one_graph_and_gives_the_same(name):
     assert all(torch.equal(a, b) for a, b in zip(eager, compiled, strict=True))
 
 
-def test_operators_are_registered_as_torch_wants_them():
+def test_operators_are_registered_as_torch_requires():
     tests = "test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static"
     x, row, w, bias, qkv_BT3C = random(6, 40), random(40), random(50, 40), random(50), random(1, 33, 192)
     seed, starts_BT, targets = torch.tensor([7]), torch.zeros(1, 33, dtype=torch.int32), torch.arange(6)
@@ -308,7 +308,7 @@ def test_operators_are_registered_as_torch_wants_them():
     torch.library.opcheck(cross_entropy_, (random(6, 40).detach(), targets, True), test_utils=tests[:3])
 
 
-def test_asking_for_triton_where_it_cannot_run_says_why(monkeypatch):
+def test_triton_where_it_cannot_run_is_refused_with_the_reason(monkeypatch):
     assert "interpreted" in kernels.require_triton("cpu")
     monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
     with pytest.raises(UserError, match="CPU"):
@@ -340,11 +340,11 @@ def test_hopper_gets_an_assembler_that_does_not_miscompile():
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The whole model out of them
+# The whole model out of kernels
 
 @pytest.mark.parametrize("documents", [False, True])
 @pytest.mark.parametrize("recompute", [False, True])
-def test_a_model_out_of_kernels_has_the_loss_and_the_gradients_of_torchs(documents, recompute):
+def test_a_model_out_of_kernels_has_the_loss_and_the_gradients_of_torchs_operators(documents, recompute):
     model, ids_BT = tiny_model(n_embd=64, n_head=1, n_layer=2).train(), torch.randint(0, 301, (2, 12))
     ids_BT[0, 4] = 300
     targets_BT, starts_BT = ids_BT.roll(-1, 1), document_starts(ids_BT, 300) if documents else None

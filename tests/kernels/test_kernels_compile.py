@@ -1,9 +1,9 @@
-"""Every kernel and tile becomes machine code for A100 and H100, without a GPU: nothing spills out of the registers
-beyond what results/kernels.md admits, all fits into shared memory, and the instructions that make a GPU fast are there.
+"""Every kernel and tile compiles for A100 and H100, without a GPU: no register spills beyond those in
+results/kernels.md, all fits into shared memory, and the instructions that make a GPU fast are there.
 
-Compiled is each tile in its largest form, which spills first: 55 kernels in a minute and a half of a core. The other
-forms, as many again (without documents, fp16, fp32 of width 64 ...), are left to `python -m kernels.compile_check`,
-which is to be run after every change to a kernel, a tile or Triton.
+The tests compile each tile in its largest form, which spills first: 55 kernels, a minute and a half of one core. Run
+`python -m kernels.compile_check` after every change to a kernel, a tile or Triton: it compiles the other forms as well
+(without documents, fp16, fp32 of width 64 ...), as many again.
 """
 import os
 import re

@@ -6,7 +6,7 @@ import torch
 from conftest import tiny_model
 from torch.testing import assert_close
 
-from sample import KVCache, generate, next_logits, one_token
+from sample import KVCache, Sampling, generate, next_logits, one_token
 from sampling.cpu_step import CpuStep, serves
 from sampling.fast_linear import lay_out
 from sampling.native import in_huge_pages, library
@@ -71,11 +71,11 @@ def test_a_row_is_the_same_to_the_bit_beside_others_and_on_threads(monkeypatch):
 
 def test_it_is_taken_where_it_can_be_and_gives_the_same_tokens():
     model = tiny_model()
-    before = generate(model, [1, 2, 3], 20, num_samples=3, seed=5)
+    before = generate(model, [1, 2, 3], 20, Sampling(1.0), num_samples=3, seed=5)
     lay_out(model, "matvec")
     cache = KVCache(model.cfg, 1, 8, model.ln_f.weight)
     assert isinstance(one_token(model, cache, False), CpuStep)
-    assert generate(model, [1, 2, 3], 20, num_samples=3, seed=5) == before
+    assert generate(model, [1, 2, 3], 20, Sampling(1.0), num_samples=3, seed=5) == before
     other = tiny_model()
     lay_out(other, "blocks")
     assert not serves(other, cache)

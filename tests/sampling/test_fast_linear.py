@@ -4,10 +4,19 @@ import torch
 import torch.nn.functional as F
 from conftest import tiny_model
 
-from plumbing.runtime import read_bandwidth
 from sample import generate
 from sampling import fast_linear
-from sampling.fast_linear import LAYOUTS, FastLinear, available, choose_layout, has, lay_out, quantize
+from sampling.fast_linear import (
+    LAYOUTS,
+    FastLinear,
+    available,
+    choose_layout,
+    has,
+    lay_out,
+    quantize,
+    read_bandwidth,
+    weight_bytes,
+)
 from sampling.native import in_lines, library, matvec
 
 CPU = torch.device("cpu")
@@ -175,16 +184,16 @@ def test_the_layout_follows_the_processor(monkeypatch):
 def test_a_model_in_a_layout_gives_nearly_its_logits(dtype, layout, bound):
     reference = tiny_model()(IDS_BT).double()
     model = tiny_model().to(dtype)
-    read = lay_out(model, layout)
+    lay_out(model, layout)
     with torch.inference_mode():
         assert error(model.logits(model.hidden(IDS_BT)), reference) < bound
     matrices = sum(p.numel() for name, p in tiny_model().named_parameters() if p.dim() == 2 and name != "wpe.weight")
-    assert read == matrices * (1 if "int8" in layout else dtype.itemsize)
+    assert weight_bytes(model) == matrices * (1 if "int8" in layout else dtype.itemsize)
 
 
 @pytest.mark.parametrize("layout", ["blocks", pytest.param("matvec", marks=needs_a_compiler)])
 def test_fp32_gives_the_same_tokens_in_every_layout(layout):
     model = tiny_model()
-    before = generate(model, [1, 2, 3], 20, temperature=0)
+    before = generate(model, [1, 2, 3], 20)
     lay_out(model, layout)
-    assert generate(model, [1, 2, 3], 20, temperature=0) == before
+    assert generate(model, [1, 2, 3], 20) == before

@@ -125,7 +125,7 @@ def test_a_setting_that_cannot_work_with_these_processes_is_named(monkeypatch):
 
 def test_a_plan_is_refused_by_a_torch_whose_tracker_counts_what_is_not_there(monkeypatch):
     monkeypatch.setattr(torch, "__version__", TorchVersion("2.11.0+cu130"))
-    with pytest.raises(UserError, match="wants torch 2.13 .*, not 2.11.0"):
+    with pytest.raises(UserError, match="needs torch 2.13 .*, this is 2.11.0"):
         step_memory(replace(train.PRESETS["biomedlm"], parallel="fsdp"), 128)
 
 

@@ -2,8 +2,7 @@
 import pytest
 
 from plumbing.common import UserError
-from sampling.prompts import encode_prompt, groups, read_prompts
-from sampling.text_stream import TextStream, check_stops
+from sampling.text import TextStream, check_stops, encode_prompt, groups, read_prompts
 from tokenizer import Tokenizer
 
 
@@ -62,7 +61,7 @@ def test_a_stop_string_that_cannot_occur_is_named(tok, stop, words):
 
 def test_a_space_at_the_end_is_left_out_and_said(tok, capsys):
     assert encode_prompt(tok, "Insulin is ") == tok.encode("Insulin is").tolist()
-    assert "the space at the end of 'Insulin is '" in capsys.readouterr().err
+    assert "removed the space at the end of 'Insulin is '" in capsys.readouterr().err
     assert encode_prompt(tok, "<|endoftext|>") == [tok.eos_id]
 
 
@@ -74,8 +73,9 @@ def test_prompts_are_lines_or_json(tmp_path):
 
 
 @pytest.mark.parametrize("name, content, words", [
-    ("a.txt", None, "no text file that can be read"), ("a.txt", b"\xff\xfe", "no text file that can be read"),
-    ("a.txt", b"\n \n", "no prompt in it"), ("a.jsonl", b'{"prompt": "x"}\n{"text": "y"}', 'line 2: a JSON object'),
+    ("a.txt", None, "cannot be read as text"), ("a.txt", b"\xff\xfe", "cannot be read as text"),
+    ("a.txt", b"\n \n", "contains no prompt"),
+    ("a.jsonl", b'{"prompt": "x"}\n{"text": "y"}', 'line 2: expected a JSON object'),
     ("a.jsonl", b'{"prompt": 5}', "line 1: the prompt is 5")])
 def test_a_bad_file_of_prompts_is_named(tmp_path, name, content, words):
     if content is not None:
