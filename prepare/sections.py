@@ -174,7 +174,8 @@ def make_sections(cfg):
         report(f"{cfg.out}/sections_{split}.jsonl", part, sizes[split])
     listed = [{"id": f"{crc32(text.encode()):08x}", "text": text} for text in chosen]
     write_json_lines(cfg.out / "sections_documents.jsonl", listed)
-    print(f"{cfg.out}/sections_documents.jsonl: {len(listed):,} abstracts, for prepare/pubmed.py --exclude")
+    print(f"{cfg.out}/sections_documents.jsonl: {len(listed):,} abstracts; give it and sections_test.jsonl to "
+          "prepare/pubmed.py --exclude")
     return questions
 
 
