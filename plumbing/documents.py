@@ -103,14 +103,17 @@ def blocks(file, unpack):
 
 
 def lines(pieces):
-    number, rest = 0, b""
+    """(number, bytes) of each line. The parts of a long line are joined once, at its end."""
+    number, parts = 0, []
     for block in pieces:
-        *whole, rest = (rest + block).split(b"\n")
-        for raw in whole:
+        first, *others = block.split(b"\n")
+        parts.append(first)
+        for raw in others:
             number += 1
-            yield number, raw
-    if rest:
-        yield number + 1, rest
+            yield number, b"".join(parts)
+            parts = [raw]
+    if last := b"".join(parts):
+        yield number + 1, last
 
 
 def whole_file(pieces):
@@ -122,23 +125,34 @@ ARTICLE_END = re.compile(rb"</(?:PubmedArticle|PubmedBookArticle|article)>")
 ENCODING = re.compile(rb"<\?xml[^>]*encoding=[\"'](?!utf-?8|us-ascii)([^\"']*)", re.I)
 
 
+LONGEST_TAG = len("</PubmedBookArticle>")
+
+
 def articles(pieces):
     """(line, bytes) of each article of an XML file, cut out before parsing so that a broken one spoils no other."""
-    number, rest, sets, found = 1, b"", 0, False
+    number, waiting, tail, sets, found = 1, [], b"", False, False
     for block in pieces:
-        scanned = max(0, len(rest) - 30)                         # an end tag may straddle two blocks
-        if not found and (encoding := ENCODING.match(block)):
+        if not found and not waiting and (encoding := ENCODING.match(block)):
             raise Unreadable(f"XML in another encoding ({encoding[1].decode()}; convert it to UTF-8)")
-        begin, rest = 0, rest + block
-        for end in ARTICLE_END.finditer(rest, scanned):
-            start = ARTICLE.search(rest, begin, end.start())
+        waiting.append(block)
+        latest = tail + block                                    # an end tag may straddle blocks
+        tail = latest[-LONGEST_TAG:]
+        if not ARTICLE_END.search(latest):
+            continue
+
+        text, begin = b"".join(waiting), 0
+        for end in ARTICLE_END.finditer(text):
+            start = ARTICLE.search(text, begin, end.start())
             first = start.start() if start else begin
-            number += rest.count(b"\n", begin, first)
-            yield number, rest[first:end.end()]
-            number += rest.count(b"\n", first, end.end())
-            sets += not found and b"<PubmedArticleSet" in rest[:first]
+            number += text.count(b"\n", begin, first)
+            yield number, text[first:end.end()]
+            number += text.count(b"\n", first, end.end())
+            sets = sets or (not found and b"<PubmedArticleSet" in text[:first])
             begin, found = end.end(), True
-        rest = rest[begin:]
+        waiting = [text[begin:]]
+        tail = waiting[0][-LONGEST_TAG:]
+
+    rest = b"".join(waiting)
     if ARTICLE.search(rest) or (sets and b"</PubmedArticleSet>" not in rest):
         raise Unreadable("truncated file (it ends within an article or a set of articles)")
     if not found:
@@ -156,17 +170,19 @@ def parse(record):
         return record
     try:
         return PARSE[record.kind](record.raw)
+    except RecursionError:
+        return Bad(record.where, "nested too deeply")
     except UnicodeDecodeError as error:
         return Bad(record.where, f"not UTF-8 (byte {error.start})")
     except Unreadable as error:
         return Bad(record.where, str(error))
 
 
-PMID = re.compile(rb'<PMID[^>]*>\s*(\d+)\s*<|<article-id pub-id-type="pmid">\s*(\d+)\s*<')    # PubMed's, JATS's
+PMID = re.compile(rb'<PMID[^>]*>\s*(\d{1,12})\s*<|<article-id pub-id-type="pmid">\s*(\d{1,12})\s*<')
 
 
 def pmid(record):
-    """The PubMed identifier of an article in XML; None for other records and for an article without."""
+    """The PubMed identifier of an article in PubMed's XML or in JATS; None for any other record."""
     match = isinstance(record, Record) and record.kind == "xml" and PMID.search(record.raw)
     return int(match[1] or match[2]) if match else None
 
@@ -178,9 +194,10 @@ def from_text(raw):
 def from_json(raw):
     if not raw or raw.isspace():
         return ""
+    text = raw.removeprefix(BOM_UTF8).decode()
     try:
-        value = json.loads(raw.removeprefix(BOM_UTF8).decode())
-    except (json.JSONDecodeError, RecursionError) as error:
+        value = json.loads(text)
+    except ValueError as error:                                  # also for a number of more than 4,300 digits
         raise Unreadable(f"not JSON ({error})") from error
     if not isinstance(value, dict) or not isinstance(value.get("text"), str):
         raise Unreadable('no "text" (a line is an object with the document under this name)')
@@ -191,8 +208,11 @@ def from_json(raw):
 
 # The namespace prefixes are declared at the head of the file, from which an article is cut out.
 WRAPPED = b'<x xmlns:mml="http://www.w3.org/1998/Math/MathML" xmlns:xlink="http://www.w3.org/1999/xlink">%b</x>'
-PARAGRAPHS = {"p", "sec", "title", "fig", "table-wrap", "list-item", "disp-quote", "disp-formula", "boxed-text", "def"}
-LEFT_OUT = {"ref-list", "table", "table-wrap-foot", "tex-math", "supplementary-material", "object-id", "fn"}
+PARAGRAPHS = {"p", "sec", "title", "fig", "table-wrap", "media", "boxed-text", "statement", "list-item", "def",
+              "speech", "disp-quote", "attrib", "verse-line", "disp-formula", "code", "preformat"}
+LEFT_OUT = {"ref-list", "table", "table-wrap-foot", "fn", "supplementary-material",
+            "tex-math", "glyph-data", "alt-text", "long-desc", "object-id", "permissions", "sec-meta", "index-term"}
+LABELLED = {"fig", "table-wrap", "media", "boxed-text", "statement"}     # "Figure 1", to which the text refers
 
 
 def from_xml(raw):
@@ -209,20 +229,22 @@ def from_pubmed(article):
     """The title, then each part of the abstract on a line after its label: `METHODS: ...`."""
     parts = []
     for part in article.iterfind(".//Abstract/AbstractText"):
-        label = part.get("Label", "UNLABELLED").rstrip(": ")     # NLM's placeholder for a missing label
+        label = part.get("Label", "").strip(": \n")
         text = flat(part, inline=True)
-        parts += [text if label == "UNLABELLED" else f"{label}: {text}"] if text else []
+        is_labelled = label not in ("", "UNLABELLED")            # NLM's placeholder for a missing label
+        parts += [f"{label}: {text}" if is_labelled else text] if text else []
     title = article.find(".//ArticleTitle")
     return "\n".join([flat(title, inline=True), *parts]).strip() if parts else ""
 
 
 def from_jats(article):
-    """Title, abstract and body; a blank line before each section, which begins with its heading."""
+    """Title, abstract, body and floating captions; a blank line before each section, which begins with its heading."""
     blocks = [flat(article.find("front//title-group/article-title"), inline=True)]
     for abstract in article.iterfind("front//abstract"):
         if not abstract.get("abstract-type"):                    # those with a type are teasers and graphics
             blocks.append(("" if abstract.find("title") is not None else "Abstract\n\n") + flat(abstract))
     blocks.append(flat(article.find("body")))
+    blocks.append(flat(article.find("floats-group")))            # figures and tables that some publishers put here
     return "\n\n".join(filter(None, blocks)) if any(blocks[1:]) else ""
 
 
@@ -236,43 +258,87 @@ def flat(element, inline=False):
     return re.sub(r"\n{3,}", "\n\n", text).strip()
 
 
-def collect(element, out, inline):
-    """Append the texts within an element. Markup that carries meaning becomes characters here."""
-    out.append(re.sub(r"[ \t\r\n]+", " ", element.text or ""))
+def collect(element, out, inline, raised=False):
+    """Append the texts within an element. Markup that carries meaning becomes characters here.
+
+    raised: the element is in a superscript, where a cross-reference is a citation mark and left out.
+    """
+    out.append(one_space(element.text))
     for child in element:
         tag = child.tag
         if tag == "math":
-            out.append(math(child))
-        elif tag == "sup" and child.find(".//xref") is None:
-            ends_in_digit = "".join(out[-2:])[-1:].isdigit()     # 10<sup>-3</sup> becomes 10^-3, not 10-3
-            out.append("^" * (ends_in_digit and re.match(r"[-+\u2212\u2013\d]", child.text or "") is not None))
-            collect(child, out, inline)
-        elif tag == "label" and element.tag in ("fig", "table-wrap"):
-            out.append(flat(child, inline=True) + " ")           # "Figure 1", which the text refers to
-        elif tag not in LEFT_OUT and tag not in ("sup", "label") and not is_raised_citation(child):
+            append_word(out, formula(child))
+        elif tag == "inline-formula":
+            append_word(out, flat(child, inline=True))
+        elif tag == "sup":
+            out.append(superscript(child, last_character(out)))
+        elif tag == "label" and element.tag in LABELLED:
+            out.append(flat(child, inline=True) + " ")
+        elif tag not in LEFT_OUT and tag != "label" and not is_citation_mark(child, raised):
             gap = "" if tag not in PARAGRAPHS else " " if inline else "\n\n" if tag == "sec" else "\n"
             out.append(gap)
-            collect(child, out, inline or tag == "caption")
+            collect(child, out, inline or tag == "caption", raised)
             out.append(gap[:1] or (" " if tag in ("caption", "break") else ""))
-        out.append(re.sub(r"[ \t\r\n]+", " ", child.tail or ""))
+        tail = one_space(child.tail)
+        if tag in ("math", "inline-formula"):
+            append_word(out, tail)
+        else:
+            out.append(tail)
 
 
-def is_raised_citation(element):
-    return element.tag == "xref" and element.get("ref-type") == "bibr" and element.find("sup") is not None
+def one_space(text):
+    return re.sub(r"[ \t\r\n]+", " ", text or "")
+
+
+def last_character(out):
+    return next((part[-1] for part in reversed(out) if part), "")
+
+
+def append_word(out, text):
+    """Append a formula, or the text after one, with a space where a letter or digit would touch another."""
+    touches = text[:1].isalnum() and last_character(out).isalnum()
+    out.append(" " + text if touches else text)
+
+
+def is_citation_mark(element, raised):
+    """<xref><sup>5</sup></xref>, or an <xref> in a superscript."""
+    return element.tag == "xref" and (raised or element.get("ref-type") == "bibr" and element.find("sup") is not None)
+
+
+def superscript(element, before):
+    """The text of a superscript after the character `before`: 10<sup>-3</sup> becomes 10^-3, Ca<sup>2+</sup> Ca2+."""
+    inner = []
+    collect(element, inner, inline=True, raised=True)
+    text = "".join(inner)
+    if element.find(".//xref") is not None:
+        text = text.strip(" ,;[]()\u2013-")                      # what separated the citation marks
+    return "^" + text if before.isdigit() and re.match(r"[-+\u2212\u2013\d]", text) else text
 
 
 JOINED = {"msup": "^", "mover": "^", "msub": "_", "munder": "_", "msubsup": "_^", "munderover": "_^", "mfrac": "/"}
+INVISIBLE = dict.fromkeys(range(0x2061, 0x2065))                 # operators without a sign: x times y
+FUNCTIONS = {"sin", "cos", "tan", "sinh", "cosh", "tanh", "exp", "log", "ln", "lim", "max", "min"}
+EDGE = "\u2009"                                                  # of a word; a space where it touches another
+
+
+def formula(element):
+    """MathML on one line: x_i^2, (a+b)/c, 2 log x."""
+    return re.sub(rf"(?<=\w){EDGE}+(?=\w)", " ", math(element)).replace(EDGE, "").strip()
 
 
 def math(element):
-    """MathML on one line: x_i^2, (a+b)/c."""
     if element.tag.startswith("annotation"):
         return ""
-    parts = [part for part in map(math, element) if part]
+    parts = [part for part in map(math, element) if part.strip(EDGE)]
     if element.tag in JOINED and len(parts) > 1:
+        parts = [part.strip(EDGE) for part in parts]
         parts = [part if len(part) == 1 or part.isalnum() else f"({part})" for part in parts]
         return "".join(a + b for a, b in zip(parts, JOINED[element.tag] + " ", strict=False)).strip()
-    text = " ".join((element.text or "").split()) + "".join(parts)
+    if element.tag == "mfenced":
+        return element.get("open", "(") + element.get("separators", ",")[:1].join(parts) + element.get("close", ")")
+    text = " ".join((element.text or "").translate(INVISIBLE).split()) + "".join(parts)
+    if element.tag == "mtext" or text in FUNCTIONS:
+        return EDGE + text + EDGE
     return f"sqrt({text})" if element.tag == "msqrt" else text
 
 

@@ -261,8 +261,8 @@ def write_corpus(folder, documents, tok, cfg):
     write_json_lines(folder / "documents.jsonl", ({"about": name, "text": text} for name, text in documents))
     meta = {"made_by": "prepare/demo.py", "vocab_size": len(tok), "eos_id": tok.eos_id, "settings": asdict(cfg)}
     held_out = [zlib.crc32(text.encode()) % 10_000 < 100 * cfg.val_percent for _, text in documents]
-    for part, wanted in (("train", False), ("val", True)):
-        texts = [text for (_, text), val in zip(documents, held_out, strict=True) if val == wanted]
+    for part, is_val in (("train", False), ("val", True)):
+        texts = [text for (_, text), val in zip(documents, held_out, strict=True) if val == is_val]
         ids = [piece for text in texts for piece in (tok.encode(text), [tok.eos_id])]
         tokens = np.concatenate(ids).astype(np.uint16)
         write_shard(folder / f"{part}_000000.bin", tokens)
@@ -272,11 +272,13 @@ def write_corpus(folder, documents, tok, cfg):
 
 
 def check(cfg):
-    check_ranges(cfg, {"documents_per_entity": (1, None), "val_percent": (0.1, 99), "questions_per_fact": (1, None)})
+    check_ranges(cfg, {"vocab_size": (257, 1 << 16), "documents_per_entity": (1, None), "val_percent": (0.1, 99),
+                       "questions_per_fact": (1, None)})
     out = Path(cfg.out)
-    if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
         made = out / "meta.json"
-        if not made.is_file() or read_json(made, "what prepare/demo.py wrote").get("made_by") != "prepare/demo.py":
+        meta = read_json(made, "what prepare/demo.py wrote") if made.is_file() else None
+        if not isinstance(meta, dict) or meta.get("made_by") != "prepare/demo.py":
             raise UserError(f"{out}: contains files that prepare/demo.py did not write; choose another --out")
 
 

@@ -32,12 +32,13 @@ from tqdm import tqdm
 from plumbing.common import UserError, check_ranges, written_whole
 
 USER_AGENT = "nanoBioMedLM (prepare/pubmed.py download; one connection)"
-NAME = re.compile(r'href="(?:[^"]*/)?(pubmed(\d\d)n(\d{4,})\.xml\.gz)"')
+NAME = re.compile(r'href="(?:[^"]*/)?(pubmed(\d\d)n(\d{4,9})\.xml\.gz)"')
 BLOCK = 1 << 18            # bytes read at a time
 PAUSE = 1.0                # seconds between files
 TIMEOUT = 60.0             # seconds without a byte after which the connection counts as lost
 WAIT = 2.0                 # seconds to wait after a failure; doubled after each further one,
 LONGEST_WAIT = 300.0       # up to this
+LONGEST_ASKED = 3600.0     # the longest wait that the server may ask for
 RETRIES = 8                # failures in a row that brought no new byte, before a file is given up
 CHECKSUM_TRIES = 3
 
@@ -60,6 +61,8 @@ def download(cfg):
     check_ranges(cfg, {"first": (0, None), "files": (0, None)})
     if not cfg.url.startswith(("http://", "https://")):
         raise UserError(f"--url {cfg.url}: not an address that begins with https:// or http://")
+    if cfg.out.exists() and not cfg.out.is_dir():
+        raise UserError(f"{cfg.out}: --out must be a folder")
     cfg = replace(cfg, url=cfg.url.rstrip("/") + "/")
     names = choose(cfg, listing(cfg))
     cfg.out.mkdir(parents=True, exist_ok=True)
@@ -159,8 +162,9 @@ def transfer(url, part, bar):
             with disk(part):
                 received += file.write(block)
             bar.update(len(block))
-    promised = response.headers.get("Content-Length")
-    if promised and received < int(promised):                   # TRAP: read(n) returns b"" after a lost connection too
+    # TRAP: read(n) returns b"" after a lost connection too
+    promised = response.headers.get("Content-Length", "")
+    if promised.isdecimal() and received < int(promised):
         raise ConnectionError(f"the connection broke off after {received:,} of {int(promised):,} bytes")
 
 
@@ -218,14 +222,12 @@ def is_temporary(error):
 def retry_after(error):
     """The seconds of a Retry-After header, which is a number or a date; None without one."""
     stated = error.headers.get("Retry-After") if isinstance(error, HTTPError) else None
-    if not stated:
-        return None
-    if stated.strip().isdigit():
-        return float(stated)
     try:
-        return max(0.0, (parsedate_to_datetime(stated) - datetime.now(UTC)).total_seconds())
+        number = re.fullmatch(r"\s*([0-9]+)\s*", stated or "")
+        seconds = float(number[1]) if number else (parsedate_to_datetime(stated) - datetime.now(UTC)).total_seconds()
     except (ValueError, TypeError):
         return None
+    return min(max(0.0, seconds), LONGEST_ASKED)
 
 
 def describe(error):

@@ -27,7 +27,7 @@ from plumbing.common import UserError
 
 WORDS = 20                 # a shingle: so many words in a row
 PIECE = 1 << 13            # runs hashed at a time: fits the cache, and bounds the memory for a document of any length
-LINK = re.compile(r"pubmed(?:\.ncbi\.nlm\.nih\.gov)?/(\d+)")
+LINK = re.compile(r"pubmed(?:\.ncbi\.nlm\.nih\.gov)?/(\d{1,12})")
 
 
 # ---- Texts to hashes ----
@@ -103,7 +103,7 @@ def read_excluded(path):
     pmids, pieces = set(), [np.empty(0, np.uint64)]
     for value in json_values(path, contents):
         if isinstance(value, dict):
-            pmids |= {int(key) for key in value if key.isdecimal()}      # PubMedQA: an object of PMIDs
+            pmids |= {int(key) for key in value if re.fullmatch(r"\d{1,12}", key)}      # PubMedQA: an object of PMIDs
         for text in strings(value):
             pmids |= set(map(int, LINK.findall(text)))
             pieces.append(shingles(text))
@@ -130,7 +130,7 @@ def unpacked(path):
 def pmid_of(line, where):
     match = re.fullmatch(r"(?:\S*/)?(\d{1,12})/?", line.strip())
     if not match:
-        raise UserError(f"{where}: {line.strip()[:40]!r} is no PMID; write one number or PubMed address a line")
+        raise UserError(f"{where}: {line.strip()[:40]!r} is not a PMID; write one number or PubMed address a line")
     return int(match[1])
 
 
@@ -142,7 +142,7 @@ def json_values(path, contents):
             try:
                 yield json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise UserError(f"{path}, line {number}: not JSON ({error}); mend or remove the line") from error
+                raise UserError(f"{path}, line {number}: not JSON ({error}); repair or remove the line") from error
 
 
 def strings(value):

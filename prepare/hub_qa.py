@@ -13,6 +13,7 @@ Not here: what a record means (prepare/qa.py), the licences (prepare/__init__.py
 """
 import tarfile
 import zipfile
+import zlib
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -80,7 +81,7 @@ def extracted(path, member, folder):
         else:
             with tarfile.open(path) as archive:
                 target.write_bytes(archive.extractfile(member).read())
-    except (KeyError, zipfile.BadZipFile, tarfile.TarError) as error:
+    except (KeyError, EOFError, zlib.error, zipfile.BadZipFile, tarfile.TarError) as error:
         raise UserError(f"{path}: cannot read {member} ({error}); give the release's file as IN") from error
     return target
 

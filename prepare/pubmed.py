@@ -97,18 +97,6 @@ def load_encoder(folder):
     return encoder, np.array(tok.front, np.uint32), np.array([tok.eos_id], np.uint32)
 
 
-@dataclass
-class Totals:
-    """The size of a split, as in meta.json."""
-    documents: int = 0
-    tokens: int = 0                     # with one <|endoftext|> per document
-    bytes: int = 0                      # of the texts in UTF-8, for bits per byte
-
-    def add(self, other):
-        for name, value in vars(other).items():
-            setattr(self, name, getattr(self, name) + value)
-
-
 @cache
 def load_excluded(folder):
     """Loaded once per process; None without --exclude."""
@@ -123,14 +111,17 @@ class Left(NamedTuple):
 
 
 def encode_chunk(chunk, folder, val_fraction, excluded_folder):
-    """Raw records to ({split: (uint16 tokens, Totals)}, Left)."""
+    """Raw records to ({split: (uint16 tokens, their counts)}, Left). Counts are those of meta.json, with text bytes."""
     encoder, front, eos = load_encoder(folder)
     excluded = load_excluded(excluded_folder)
     ids = {"train": [eos[:0]], "val": [eos[:0]]}
-    totals, left = {"train": Totals(), "val": Totals()}, Left(Counter(), [], Counter())
+    counts = {"train": Counter(), "val": Counter()}
+    left = Left(Counter(), [], Counter())
+
     texts = [parse(record) for record in chunk]
     readable = ["" if isinstance(text, Bad) else text for text in texts]
     named = excluded.find(map(pmid, chunk), readable) if excluded else {}
+
     for i, (record, text) in enumerate(zip(chunk, texts, strict=True)):
         if isinstance(text, Bad):
             left.bad.append(text)
@@ -139,17 +130,13 @@ def encode_chunk(chunk, folder, val_fraction, excluded_folder):
         elif i in named:
             left.excluded[named[i]] += 1
         else:
-            pieces = encoder(text)
             utf8 = text.encode()
-            split = "val" if in_validation(utf8, val_fraction) else "train"
-            ids[split] += [front, *pieces, eos]
-            totals[split].add(Totals(1, sum(map(len, pieces)) + len(front) + 1, len(utf8)))
+            split = "val" if crc32(utf8) < val_fraction * 2**32 else "train"
+            arrays = [front, *encoder(text), eos]
+            ids[split] += arrays
+            counts[split].update(documents=1, tokens=sum(map(len, arrays)), bytes=len(utf8))
     # check() has made sure that the vocabulary fits uint16
-    return {s: (np.concatenate(ids[s], dtype=np.uint16, casting="unsafe"), totals[s]) for s in ids}, left
-
-
-def in_validation(utf8, fraction):
-    return crc32(utf8) < fraction * 2**32
+    return {s: (np.concatenate(ids[s], dtype=np.uint16, casting="unsafe"), counts[s]) for s in ids}, left
 
 
 def chunks(paths):
@@ -187,11 +174,11 @@ class Shards:
     """Writes one split, with at most one shard in memory."""
 
     def __init__(self, folder, split, size):
-        self.folder, self.split, self.totals = folder, split, Totals()
+        self.folder, self.split, self.counts = folder, split, Counter(documents=0, tokens=0, bytes=0)
         self.buffer, self.filled, self.written = np.empty(size, np.uint16), 0, 0
 
-    def add(self, ids, totals):
-        self.totals.add(totals)
+    def add(self, ids, counts):
+        self.counts.update(counts)
         while len(ids):
             fits, ids = np.split(ids, [len(self.buffer) - self.filled])
             self.buffer[self.filled:self.filled + len(fits)] = fits
@@ -272,9 +259,9 @@ def main(cfg):
     skipped = Skipped(others)
     with written_whole(Path(cfg.out).resolve()) as folder:
         folder.mkdir()
-        totals = write_shards(cfg, paths, folder, skipped)
+        counts = write_shards(cfg, paths, folder, skipped)
         tok.save(folder)
-        meta = {"vocab_size": len(tok), "eos_id": tok.eos_id, **{split: vars(totals[split]) for split in totals},
+        meta = {"vocab_size": len(tok), "eos_id": tok.eos_id, **counts,
                 "skipped": dict(skipped.counts), "excluded": excluded_files(cfg, skipped.excluded),
                 "val_fraction": cfg.val_fraction, "inputs": [str(path) for path in paths]}
         write_json(folder / "meta.json", meta)
@@ -283,21 +270,21 @@ def main(cfg):
 
 
 def write_shards(cfg, paths, folder, skipped):
-    """Encode the files into shards in `folder`. Returns {split: Totals}; what is left out is counted in `skipped`."""
+    """Encode the files into shards in `folder`. Returns their counts; `skipped` counts what is left out."""
     shards = {split: Shards(folder, split, cfg.shard_tokens) for split in ("train", "val")}
     size = sum(path.stat().st_size for path in paths)
     with TemporaryDirectory(dir=folder) as arrays, tqdm(total=size, unit="B", unit_scale=True, desc="read") as bar:
         if cfg.exclude:
             Excluded.save(Path(arrays), [read_excluded(path) for path in cfg.exclude])
         for (splits, left), done in encoded(paths, cfg, arrays if cfg.exclude else None):
-            for split, (ids, totals) in splits.items():
-                shards[split].add(ids, totals)
+            for split, (ids, counts) in splits.items():
+                shards[split].add(ids, counts)
             skipped.add(left)
             bar.update(done - bar.n)
-    skipped.check(sum(shard.totals.documents for shard in shards.values()))
+    skipped.check(sum(shard.counts["documents"] for shard in shards.values()))
     for shard in shards.values():
         shard.flush()
-    return {split: shard.totals for split, shard in shards.items()}
+    return {split: dict(shard.counts) for split, shard in shards.items()}
 
 
 def excluded_files(cfg, dropped):

@@ -18,6 +18,7 @@ import html
 import json
 import re
 import sys
+import zlib
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import partial
@@ -102,6 +103,8 @@ def from_pubmedqa(record):
     """
     low = {key.lower(): value for key, value in record.items()}
     contexts = low["contexts"] if "contexts" in low else low["context"]["contexts"]
+    if not isinstance(contexts, list):
+        raise Malformed("its contexts are not a list of texts")
     gold = low.get("final_decision", low.get("label"))
     return yes_no(low.get("id", low.get("pubid", "")), " ".join(c.strip() for c in contexts), low["question"], gold,
                   YES_NO_MAYBE)
@@ -161,7 +164,7 @@ def read_records(path):
                 rows = csv.reader(file)
                 return [(f"line {rows.line_num}", row) for row in rows if row]
             text = file.read()
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read to its end ({error}); download it again") from error
     if text.startswith("version https://git-lfs"):
         raise UserError(f"{path}: a git-lfs pointer instead of the file; run `git lfs pull`")
@@ -174,7 +177,7 @@ def read_records(path):
 def as_json(text):
     try:
         return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:    # ValueError also for a number of more than 4,300 digits
         return Malformed(f"not JSON ({error})")
 
 
@@ -213,9 +216,12 @@ def from_release(task, records):
 
 def checked(q, id_):
     """The question with an id and stripped texts, which read_questions accepts; else Malformed or ValueError."""
-    options = [option.strip() for option in q.options]
-    q = Question(str(q.id).strip() or id_, q.context.strip(), q.question.strip(), options, q.answer)
     q.check()
+    if q.id is not None and not isinstance(q.id, (str, int)):
+        raise Malformed(f"its id {q.id!r} is neither text nor a number")
+    own_id = "" if q.id is None else str(q.id).strip()
+    options = [option.strip() for option in q.options]
+    q = Question(own_id or id_, q.context.strip(), q.question.strip(), options, q.answer)
     if not q.question:
         raise Malformed("the question is empty")
     if any("\ud800" <= c <= "\udfff" for c in q.context + q.question + "".join(q.options)):
@@ -246,7 +252,10 @@ def selected(cfg, questions):
     """The questions that remain after --keep-ids and --drop-ids."""
     for path, keep in ((cfg.keep_ids, True), (cfg.drop_ids, False)):
         if path:
-            ids = {str(i) for i in read_json(path, "a list of ids, or an object with them as keys")}
+            listed = read_json(path, "a list of ids, or an object with them as keys")
+            if not isinstance(listed, (list, dict)):
+                raise UserError(f"{path}: neither a list of ids nor an object with them as keys")
+            ids = {str(i) for i in listed}
             if lacking := ids - {q.id for q in questions}:
                 raise UserError(f"{path}: {len(lacking):,} of its {len(ids):,} ids are not in {cfg.source}, such as "
                                 f"{min(lacking)}; is it for another split?")
@@ -258,6 +267,8 @@ def selected(cfg, questions):
 
 def main(cfg):
     if cfg.source == Path("hub"):
+        if cfg.out.is_file():
+            raise UserError(f"{cfg.out}: OUT must be a folder for the files from the hub")
         return fetch(cfg.task, cfg.out, lambda source, out: main(replace(cfg, source=source, out=out)))
     if cfg.out.is_dir() or cfg.out.resolve() == cfg.source.resolve():
         raise UserError(f"{cfg.out}: OUT must be a file, neither a folder nor IN itself")
@@ -275,11 +286,16 @@ def main(cfg):
     return questions
 
 
+def place(answer):
+    """The name of an option: A to Z, then 27, 28 ..."""
+    return "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[answer] if answer < 26 else str(answer + 1)
+
+
 def report(cfg, questions, n_bad):
     print(f"{cfg.out}: {len(questions):,} questions, {n_bad:,} malformed ones skipped")
     by_name = all(q.options in (YES_NO, YES_NO_MAYBE) for q in questions)
-    names = Counter(q.options[q.answer] if by_name else "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[q.answer] for q in questions)
-    print("right answer " + "  ".join(f"{name} {n:,} ({n / len(questions):.1%})" for name, n in sorted(names.items())))
+    counts = Counter(q.options[q.answer] if by_name else place(q.answer) for q in questions)
+    print("right answer " + "  ".join(f"{name} {n:,} ({n / len(questions):.1%})" for name, n in sorted(counts.items())))
     for what, lengths in (("context", [len(q.context) for q in questions]),
                           ("question", [len(q.question) for q in questions]),
                           ("option", [len(option) for q in questions for option in q.options])):

@@ -136,7 +136,9 @@ def questions_of(texts, used):
 
 
 def read_abstracts(path):
-    """The documents of a file; what cannot be read is named and left out."""
+    """The documents of a file; those that cannot be read are named and left out."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; IN is a file of abstracts")
     texts, bad = [], 0
     for item in documents(path):
         if not isinstance(item, Bad):
@@ -154,6 +156,8 @@ def read_abstracts(path):
 def make_sections(cfg):
     """Write the four files; returns {split: questions}."""
     check_ranges(cfg, {"test_documents": (1, None), "dev_documents": (1, None), "train_documents": (1, None)})
+    if cfg.out.exists() and not cfg.out.is_dir():
+        raise UserError(f"{cfg.out}: OUT must be a folder")
     sizes = {split: getattr(cfg, f"{split}_documents") for split in SPLITS}
     chosen = list(islice(structured(read_abstracts(cfg.source)), sum(sizes.values())))
     if len(chosen) < sum(sizes.values()):
@@ -170,7 +174,8 @@ def make_sections(cfg):
         report(f"{cfg.out}/sections_{split}.jsonl", part, sizes[split])
     listed = [{"id": f"{crc32(text.encode()):08x}", "text": text} for text in chosen]
     write_json_lines(cfg.out / "sections_documents.jsonl", listed)
-    print(f"{cfg.out}/sections_documents.jsonl: {len(listed):,} abstracts, for prepare/pubmed.py --exclude")
+    print(f"{cfg.out}/sections_documents.jsonl: {len(listed):,} abstracts; give it and sections_test.jsonl to "
+          "prepare/pubmed.py --exclude")
     return questions
 
 

@@ -64,8 +64,8 @@ def check_weights(model, world, steps):
         local = p.detach().to_local() if isinstance(p, DTensor) else p.detach()
         broken += (~local.isfinite()).any()
     if world.sum(broken).item():
-        raise UserError(f"after {steps} steps the weights are not finite, so they were not saved; lower --learning-rate "
-                        "and run again: the newest checkpoint is from before")
+        raise UserError(f"after {steps} steps the weights are not finite, so they were not saved; lower "
+                        "--learning-rate and run again: the newest checkpoint is from before")
 
 
 class Checkpoints:

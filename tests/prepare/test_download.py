@@ -161,11 +161,11 @@ def test_a_wrong_checksum_is_named_and_not_kept_and_the_rest_goes_on(cfg, server
 
 
 def test_a_busy_server_is_asked_again_when_it_says_and_later_each_time(cfg, server, waits):
-    server.trouble = {NAMES[0]: ["status 503 7", "status 429 x", "status 500 x"], "": ["status 502 x"],
+    server.trouble = {NAMES[0]: ["status 503 7", "status 429 \u00b2", "status 500 99999999999"], "": ["status 502 x"],
                       NAMES[0] + ".md5": ["status 503 Thu, 01 Jan 1970 00:00:00 GMT"]}
     download(replace(cfg, files=1))
     assert_whole(cfg, NAMES[:1])
-    assert waits == [2.0, 0.0, 7.0, 4.0, 8.0]
+    assert waits == [2.0, 0.0, 7.0, 4.0, 3600.0]
 
 
 def test_what_does_not_come_is_given_up_and_named(cfg, server, monkeypatch):
@@ -190,6 +190,12 @@ def test_a_disk_that_cannot_be_written_is_no_lost_connection(cfg, server, waits)
     with pytest.raises(UserError, match="part: cannot be written"):
         download(cfg)
     assert waits == []
+
+
+def test_a_file_in_the_place_of_out_is_named(cfg, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file: --out must be a folder"):
+        download(replace(cfg, out=tmp_path / "file"))
 
 
 @pytest.mark.parametrize("url, words", [

@@ -46,7 +46,7 @@ LONG = [words(40, seed) for seed in range(10)]
 @pytest.mark.parametrize("name, content, pmids, texts", [
     ("a.txt", "12\n\n https://pubmed.ncbi.nlm.nih.gov/13/\nhttp://www.ncbi.nlm.nih.gov/pubmed/14\n", {12, 13, 14}, []),
     ("pubmedqa.json", {"15": {"QUESTION": "?", "CONTEXTS": LONG[:2]}, "16": {"CONTEXTS": []}}, {15, 16}, LONG[:2]),
-    ("ground_truth.json", {"17": "yes"}, {17}, []),
+    ("ground_truth.json", {"17": "yes", "1" * 5000: "pubmed.ncbi.nlm.nih.gov/21/" + "pubmed/" + "x"}, {17, 21}, []),
     ("bioasq.json", {"questions": [{"documents": ["http://www.ncbi.nlm.nih.gov/pubmed/18"],
                                     "snippets": [{"text": LONG[2]}]}]}, {18}, LONG[2:3]),
     ("squad.json", {"data": [{"paragraphs": [{"context": LONG[3], "qas": [{"id": "1_001"}]}]}]}, set(), LONG[3:4]),
@@ -75,7 +75,7 @@ def test_documents_are_looked_up_together_but_a_run_across_two_of_them_is_none(t
 
 @pytest.mark.parametrize("name, content, message", [
     ("none.json", None, "no such file"), ("a.csv", b"1", "reads .txt, .json and .jsonl"),
-    ("a.txt", b"12\n12a4\n", "line 2: '12a4' is no PMID"), ("a.jsonl", b'{"a": 1}\n{', "line 2: not JSON"),
+    ("a.txt", b"12\n12a4\n", "line 2: '12a4' is not a PMID"), ("a.jsonl", b'{"a": 1}\n{', "line 2: not JSON"),
     ("a.json", b"[" * 99999, "not JSON"), ("a.json", b"1" * 5000, "not JSON"), ("a.json", b"\xff", "cannot be read"),
     ("a.json.gz", gzip.compress(b"{}" * 999)[:-9], "cannot be read"),
     ("a.jsonl", b'{"question": "Too short?"}', "excludes nothing")])

@@ -1,4 +1,4 @@
-"""The benchmarks' public homes: each release in its own shape, from a local stand-in for the Hugging Face hub."""
+"""Downloads of the benchmarks, each in the shape of its release, from a folder that replaces the Hugging Face hub."""
 import io
 import json
 import tarfile

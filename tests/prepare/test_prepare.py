@@ -1,4 +1,4 @@
-"""prepare/: what goes in comes out, whatever the format, the order of work and the state of the files."""
+"""prepare/: every format becomes the same documents and questions, and damaged files are named and counted."""
 import gzip
 import json
 import random
@@ -12,7 +12,7 @@ import zstandard
 
 from data import open_shard
 from plumbing.common import ROOT, UserError, parse_args
-from plumbing.documents import Bad, documents
+from plumbing.documents import Bad, documents, lines
 from prepare import pubmed, qa
 from tokenizer import Tokenizer
 
@@ -48,7 +48,7 @@ def read_back(tok, out, split):
     """The documents of one split, decoded from its shards."""
     ids = np.concatenate([open_shard(p) for p in sorted(Path(out).glob(f"{split}_*.bin"))] or [np.zeros(0, np.uint16)])
     ends = np.flatnonzero(ids == tok[1].eos_id)
-    assert len(ids) == 0 or ends[-1] == len(ids) - 1, "the last document ends in <|endoftext|>, too"
+    assert len(ids) == 0 or ends[-1] == len(ids) - 1, "the last document also ends in <|endoftext|>"
     return [tok[1].decode(ids[a:b]) for a, b in zip([0, *ends + 1], ends, strict=False)]
 
 
@@ -121,14 +121,23 @@ def test_endoftext_in_a_document_is_plain_text(tok, tmp_path):
 def test_bad_lines_are_counted_and_named_and_the_rest_goes_on(tok, tmp_path, capsys):
     path = write_jsonl(tmp_path / "a.jsonl", texts(700))
     bad = [b'{"text": "cut', b'{"title": ""}', b'{"text": 5}', b'{"text": "\xff"}', b'{"text": "\\ud835"}',
-           b"[" * 99999]
+           b"[" * 99999, b'{"text": "x", "n": %d' % 1 + b"0" * 5000 + b"}"]
     path.write_bytes(path.read_bytes() + b"\n".join(bad) + b'\n\n{"text": " "}\n{"text": "the last"}')
     meta = prepare(tok, [path], tmp_path / "out")
     assert meta["train"]["documents"] + meta["val"]["documents"] == 701
     assert meta["skipped"] == {"not JSON": 2, 'no "text"': 2, "not UTF-8": 1, "half a surrogate pair": 1,
-                               "empty document": 2}
+                               "nested too deeply": 1, "empty document": 2}
     said = capsys.readouterr().err
-    assert all(f"{path}:{line}: " in said for line in range(701, 707))
+    assert all(f"{path}:{line}: " in said for line in range(701, 708))
+
+
+def test_a_long_line_is_joined_once_and_not_with_each_block():
+    class Block(bytes):
+        def __radd__(self, other):
+            raise AssertionError("copies the line once per block")
+
+    assert list(lines(map(Block, [b"a\nb", *[b"c"] * 9, b"\n\nd", b"e"]))) == [
+        (1, b"a"), (2, b"bccccccccc"), (3, b""), (4, b"de")]
 
 
 @pytest.mark.parametrize("n_bad, goes_on", [(2, True), (3, False)])
@@ -282,6 +291,50 @@ def test_jats_gives_title_abstract_and_body_without_references_cells_and_tex(tmp
     assert list(documents(path)) == [JATS_TEXT]
 
 
+RICH_JATS = """<article xmlns:mml="http://www.w3.org/1998/Math/MathML"><front><article-meta><title-group>
+<article-title>T</article-title></title-group></article-meta></front><body>
+<sec><title>Counts</title><p>We got 10<sup>5</sup>, 10<sup>6<xref ref-type="bibr">3</xref></sup> and
+10<sup><italic>\u22123</italic></sup> cells<sup><xref ref-type="bibr">4</xref>,<xref ref-type="bibr">5</xref></sup> of
+Na<sup>+</sup>.</p>
+<p>Rate<inline-formula><mml:math><mml:mi>k</mml:mi></mml:math></inline-formula>is
+(<inline-formula>n<sub>1</sub></inline-formula>), by <code>fit(x)</code>then <mml:math><mml:mi>y</mml:mi>
+<mml:mo>=</mml:mo><mml:mi>log</mml:mi><mml:mo>\u2061</mml:mo><mml:mi>x</mml:mi><mml:mtext>if</mml:mtext>
+<mml:mfenced><mml:mi>a</mml:mi><mml:mi>b</mml:mi></mml:mfenced></mml:math>.</p>
+<fig><object-id>10.1/f1</object-id><label>Figure 1</label><caption><p>Growth.</p></caption><alt-text>ALT</alt-text>
+<long-desc>LONG</long-desc><graphic><alt-text>ALT</alt-text></graphic>
+<permissions><copyright-statement>(c)</copyright-statement></permissions></fig>
+<media><label>Video 1.</label><caption><title>Mice.</title></caption></media></sec></body>
+<floats-group><fig><label>Figure 2</label><caption><p>Death.</p></caption></fig><table-wrap><label>Table 1</label>
+<caption><p>Ages.</p></caption><table><tr><td>7</td></tr></table></table-wrap></floats-group></article>"""
+
+RICH_TEXT = ("T\n\nCounts\n\nWe got 10^5, 10^6 and 10^\u22123 cells of Na+.\n\nRate k is (n1), by\nfit(x)\nthen "
+             "y=log x if(a,b).\n\nFigure 1 Growth.\n\nVideo 1. Mice.\n\nFigure 2 Death.\n\nTable 1 Ages.")
+
+
+def test_jats_keeps_numbers_formulas_and_floating_captions_and_leaves_out_descriptions_and_permissions(tmp_path):
+    (tmp_path / "a.nxml").write_text(RICH_JATS)
+    assert list(documents(tmp_path / "a.nxml")) == [RICH_TEXT]
+
+
+ABSTRACT = "<PubmedArticle><ArticleTitle>T</ArticleTitle><Abstract>{}</Abstract></PubmedArticle>\n"
+PART = "<AbstractText>{}</AbstractText>"
+
+
+def test_an_empty_label_labels_nothing(tmp_path):
+    parts = "<AbstractText Label=''>One.</AbstractText><AbstractText Label=' : '>Two.</AbstractText>"
+    (tmp_path / "a.xml").write_text(ABSTRACT.format(parts))
+    assert list(documents(tmp_path / "a.xml")) == ["T\nOne.\nTwo."]
+
+
+@pytest.mark.parametrize("inner", ["<i>" * 1200 + "x" + "</i>" * 1200,
+                                   "<math>" + "<mrow>" * 1200 + "x" + "</mrow>" * 1200 + "</math>"])
+def test_an_article_that_is_nested_too_deeply_is_named_and_the_rest_goes_on(tmp_path, inner):
+    articles = [ABSTRACT.format(PART.format(text)) for text in ("One.", inner, "Two.")]
+    (tmp_path / "a.xml").write_text("".join(articles))
+    one, bad, two = documents(tmp_path / "a.xml")
+    assert (one, two) == ("T\nOne.", "T\nTwo.") and bad == Bad(f"{tmp_path}/a.xml:2", "nested too deeply")
+
+
 def test_a_mix_of_formats_becomes_one_corpus_and_articles_without_abstract_are_counted(tok, tmp_path):
     (tmp_path / "a.nxml").write_text(JATS)
     (tmp_path / "b.xml").write_text(PUBMED)
@@ -329,7 +382,7 @@ def test_medmcqa_counts_from_one_or_from_zero_as_the_file_shows(tmp_path, capsys
     made = convert("medmcqa", tmp_path, [{**MEDMCQA, "id": str(i), "cop": cop} for i, cop in enumerate(cops)])
     assert [q["answer"] for q in made] == answers and made[0]["options"] == ["skin", "liver", "lung", "eye"]
     assert f"from {0 if 0 in cops else 1}" in capsys.readouterr().out
-    assert "!" not in json.dumps(made), "the explanation is no input"
+    assert "!" not in json.dumps(made), "the explanation is not part of the input"
 
 
 def test_medmcqa_without_answers_stops(tmp_path):
@@ -387,12 +440,14 @@ def test_questions_in_our_own_format_pass_through_every_task(tmp_path, task):
     ({**OURS, "answer": True}, "no index"),
     ({**OURS, "options": ["a", " "]}, "empty"),
     ({**OURS, "question": " "}, "empty"),
-    ({**OURS, "question": None}, "NoneType"),
+    ({**OURS, "question": None}, "must be text"),
     ({**OURS, "id": "0"}, "already the id of line 1"),
     ({**OURS, "question": "\ud835"}, "surrogate"),
     ({**MEDQA, "answer_idx": "Z"}, "not one of A, B, C, D"),
     ({**MEDQA, "answer": "flu"}, "disagree"),
     ({"question": "?"}, "no 'options'"),
+    ({**OURS, "id": ["q"]}, "its id ['q'] is neither text nor a number"),
+    ({**MEDQA, "options": {"A": 1, "B": 2}, "answer": 1, "answer_idx": "A"}, "options must be text"),
     ("text", "indices"),
 ])
 def test_a_malformed_question_is_named_and_the_rest_goes_on_up_to_one_percent(tmp_path, capsys, bad, why):
@@ -405,7 +460,42 @@ def test_a_malformed_question_is_named_and_the_rest_goes_on_up_to_one_percent(tm
     assert not (tmp_path / "out.jsonl").exists() and len(list(tmp_path.iterdir())) == 1
 
 
-def test_files_that_hold_no_questions_are_errors_with_a_mend(tmp_path):
+@pytest.mark.parametrize("line", ['{"id": 1' + "0" * 5000 + "}", "[" * 99999])
+def test_a_line_that_json_refuses_for_its_size_is_named_and_the_rest_goes_on(tmp_path, capsys, line):
+    good = [{**OURS, "id": str(i)} for i in range(120)]
+    content = "".join(json.dumps(record) + "\n" for record in good) + line
+    assert convert("medqa", tmp_path, content) == good
+    assert "line 121: not JSON" in capsys.readouterr().err
+
+
+def test_more_than_26_options_have_numbers_in_the_report_and_a_missing_id_is_made(tmp_path, capsys):
+    many = {**OURS, "options": [f"option {i}" for i in range(30)], "answer": 28, "id": None}
+    made = convert("medqa", tmp_path, [many, {**many, "answer": 0}])
+    assert [q["id"] for q in made] == ["in-1", "in-2"]
+    assert "29 1 (50.0%)  A 1 (50.0%)" in capsys.readouterr().out
+
+
+def test_pubmedqa_contexts_that_are_one_text_are_not_taken_for_a_list(tmp_path):
+    content = json.dumps({"12": {**PQA, "CONTEXTS": "We tried."}})
+    stops("contexts are not a list", convert, "pubmedqa", tmp_path, content, "in.json")
+
+
+@pytest.mark.parametrize("damage", [lambda raw: raw[:-20], lambda raw: raw[:40] + bytes(30) + raw[70:],
+                                    lambda raw: b"x"])
+def test_a_damaged_gz_of_questions_is_one_line_that_names_it(tmp_path, damage):
+    path = tmp_path / "in.jsonl.gz"
+    path.write_bytes(damage(gzip.compress(json.dumps(MEDQA).encode() * 50)))
+    stops("in.jsonl.gz: cannot be read to its end .*; download it again", qa.main,
+          qa.Questions("medqa", path, tmp_path / "out.jsonl"))
+
+
+@pytest.mark.parametrize("ids", ["5", "null", '"12"'])
+def test_keep_ids_that_are_no_list_are_named(tmp_path, ids):
+    (tmp_path / "ids.json").write_text(ids)
+    stops("ids.json: neither a list", convert, "medqa", tmp_path, [OURS], keep_ids=tmp_path / "ids.json")
+
+
+def test_files_without_questions_are_errors_that_say_what_to_do(tmp_path):
     stops("--keep-ids", convert, "pubmedqa", tmp_path, '{"1": "yes"}', "in.json")
     stops("git lfs pull", convert, "medqa", tmp_path, "version https://git-lfs.github.com/spec/v1\n")
     stops("no such file", qa.main, qa.Questions("medqa", tmp_path / "none.jsonl", tmp_path / "out.jsonl"))

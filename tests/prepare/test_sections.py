@@ -94,6 +94,10 @@ def test_too_few_structured_abstracts_are_an_error_that_names_the_setting(tmp_pa
     with pytest.raises(UserError, match="--dev-documents is 0; it must be at least 1"):
         make(path, tmp_path / "out", dev_documents=0)
     assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match="none.jsonl: no such file"):
+        make(tmp_path / "none.jsonl", tmp_path / "out")
+    with pytest.raises(UserError, match="OUT must be a folder"):
+        make(path, path)
 
 
 def test_labels_of_pubmeds_xml_serve_as_headings(tmp_path):
