@@ -20,7 +20,6 @@ begins anew. Bolton et al. 2024 (arXiv 2403.18421), section 4; "our choice" mark
 import shutil
 import time
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -30,7 +29,15 @@ import torch.nn.functional as F
 import tyro
 
 from baselines import load
-from plumbing.common import UserError, git_commit, parse_args, speaking_to_the_user, write_json, write_json_lines
+from plumbing.common import (
+    UserError,
+    free,
+    git_commit,
+    parse_args,
+    speaking_to_the_user,
+    write_json,
+    write_json_lines,
+)
 from plumbing.runtime import matrix_dtype
 from questions import heads
 from questions.format import read_questions
@@ -38,12 +45,11 @@ from questions.heads import labels_of, predict
 from questions.metrics import accuracy
 from questions.report import assess, predictions_of, read_predictions, summary
 from questions.zero_shot import ZeroShot, zero_shot
-from training.finetuning import Finetuning, descend, settings
+from training.finetuning import Finetuning, fine_tune, run_settings
 from training.parallel import device_mesh, join_world, shard_model
 from training.trainable import check_weights, choose_weights
 
 FILES = ("train", "dev", "test")
-FREE = {"seeds", "compare", "plan"}          # settings that may change before an interrupted run goes on
 
 
 @dataclass(frozen=True)
@@ -52,13 +58,13 @@ class FinetuneQA(Finetuning):
     train: str = "data/qa/medqa_train.jsonl"
     dev: str = "data/qa/medqa_dev.jsonl"     # chooses the epoch that is tested
     test: str = "data/qa/medqa_test.jsonl"
-    out: str = "out/medqa"                   # report.json, predictions.jsonl, log.jsonl
+    out: str = free("out/medqa")             # report.json, predictions.jsonl, log.jsonl
     head: Literal["option", "label"] = "option"     # label: for questions that share their options, as yes and no
     untrained: bool = False                  # begin from random weights: what did pretraining buy?
-    seeds: tuple[int, ...] = (0, 1, 2)       # one fine-tuning each
+    seeds: tuple[int, ...] = free((0, 1, 2)) # one fine-tuning each
     max_length: int = 512                    # tokens of question and option; longer questions lose their beginning
-    compare: str = ""                        # another model's predictions.jsonl on the same test: a paired test
-    plan: bool = False                       # print the memory that each way of training takes, and run nothing
+    compare: str = free("")                  # another model's predictions.jsonl on the same test: a paired test
+    plan: bool = free(False)                 # print the memory that each way of training takes, and run nothing
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,7 @@ PRESETS = {
 def main(cfg):
     """Do what the settings are of, and return the report."""
     if isinstance(cfg, Evaluate):
-        return evaluate(cfg)
+        return score_file(cfg)
     if isinstance(cfg, ZeroShot):
         return zero_shot(cfg)
     check(cfg)
@@ -148,19 +154,17 @@ def finetune(cfg, world, seed, train, dev, test):
         answers_Q = torch.tensor([train[j].answer for j in part], device=world.device)
         return F.cross_entropy(net([trees["train"][j] for j in part]), answers_Q, reduction="sum")
 
-    state = {"settings": settings(cfg, FILES, FREE), "log": [], "best": {"dev_accuracy": -1.0}}
-    descend(cfg, world, seed, Path(cfg.out) / "seeds" / str(seed), model, len(train), loss_of,
-            partial(select, model, trees, dev, cfg, world), state)
-    return state["best"], state["log"], cut
+    def evaluate(step, best):
+        """The accuracy on dev; if it is the best so far, the test is predicted with these weights."""
+        predicted = [int(np.argmax(s)) for s in predict(model, trees["dev"], cfg, world)]
+        metrics = {"dev_accuracy": accuracy(predicted, [q.answer for q in dev])}
+        if not best or metrics["dev_accuracy"] > best["dev_accuracy"]:
+            best = metrics | {"scores": predict(model, trees["test"], cfg, world)}
+        return metrics, best
 
-
-def select(model, trees, dev, cfg, world, state):
-    """Note the accuracy on dev; where it is the best so far, what the model now says of the test is what counts."""
-    predicted = [int(np.argmax(s)) for s in predict(model, trees["dev"], cfg, world)]
-    state["log"][-1]["dev_accuracy"] = best = accuracy(predicted, [q.answer for q in dev])
-    if best > state["best"]["dev_accuracy"]:
-        state["best"] = {"dev_accuracy": best, "scores": predict(model, trees["test"], cfg, world)}
-    return f"dev {best:.1%}"
+    log, best = fine_tune(cfg, world, seed, Path(cfg.out) / "seeds" / str(seed), model, len(train), loss_of, evaluate,
+                          run_settings(cfg, FILES))
+    return best, log, cut
 
 
 def build(cfg, world, seed, files):
@@ -187,7 +191,7 @@ def build(cfg, world, seed, files):
     return model, trees, cut
 
 
-def evaluate(cfg):
+def score_file(cfg):
     questions = read_questions(cfg.questions)
     report = assess(questions, read_predictions(cfg.predictions, questions),
                     read_questions(cfg.train) if cfg.train else None, cfg.compare)

@@ -8,14 +8,13 @@ The first two are the paper's (section 4): "option" where every question has opt
 all questions share theirs (yes, no, maybe). The third is what a language model can do before it is fine-tuned.
 Not here: how trees become rows (packed.py), the network (model.py).
 """
-import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
 from plumbing.common import UserError
-from plumbing.runtime import autocast
 from questions.packed import Tree, pack
+from training.finetuning import outputs_by_length
 
 NEW_TOKENS = {"option": ("[SEP]", "[PAD]"), "label": ("<|CONTEXT|>", "<|QUESTION|>", "<|ANSWER|>", "[PAD]"),
               "likelihood": ("[PAD]",)}
@@ -135,32 +134,10 @@ class Likelihood(nn.Module):
                                          padding_value=-torch.inf)
 
 
-def parts(batch, world, size):
-    """This process's questions of a batch, `size` at a time: (indices, weight, is it the last?). All processes get the
-    same number of parts, since fsdp needs all in every pass; one that has run out reads a question with weight 0."""
-    mine, n = batch[world.rank::world.size], -(-len(batch) // world.size)
-    for start in range(0, n, size):
-        part = mine[start:start + size]
-        yield (part, 1.0, start + size >= n) if len(part) else (batch[:1], 0.0, start + size >= n)
-
-
-@torch.no_grad()
 def predict(model, trees, cfg, world):
-    """The scores of every question's options, as lists, on every process; like lengths are read together."""
-    model.eval()
-    order = sorted(range(len(trees)), key=lambda i: len(trees[i]))
-    width = max(len(tree.classes or tree.branches) for tree in trees)
-    scores_QO = torch.zeros(len(trees), width, device=world.device)
-    for i in range(0, len(trees), cfg.batch_size):
-        for part, weight, _ in parts(np.array(order[i:i + cfg.batch_size]), world, cfg.batch_size):
-            with computing(world, cfg):
-                of_part = model([trees[j] for j in part])
-            if weight:
-                scores_QO[torch.tensor(part), :of_part.shape[1]] = of_part
-    return [s[:len(tree.classes or tree.branches)] for s, tree in
-            zip(world.sum(scores_QO).tolist(), trees, strict=True)]
-
-
-def computing(world, cfg):
-    """Matrix products in cfg.dtype; fsdp casts by itself."""
-    return autocast(world.device, "float32" if getattr(cfg, "parallel", "none") == "fsdp" else cfg.dtype)
+    """The scores of every question's options, as lists, on every process."""
+    counts = [len(tree.classes or tree.branches) for tree in trees]
+    scores_QO = torch.zeros(len(trees), max(counts), device=world.device)
+    for part, of_part in outputs_by_length(model, trees, cfg.batch_size, world, cfg.dtype):
+        scores_QO[torch.tensor(part), :of_part.shape[1]] = of_part
+    return [scores[:n] for scores, n in zip(world.sum(scores_QO).tolist(), counts, strict=True)]
