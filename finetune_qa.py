@@ -39,9 +39,8 @@ from plumbing.common import (
     write_json_lines,
 )
 from plumbing.runtime import matrix_dtype
-from questions import heads
 from questions.format import read_questions
-from questions.heads import labels_of, predict
+from questions.heads import Classifier, labels_of, predict, reader_for
 from questions.metrics import accuracy
 from questions.report import assess, predictions_of, read_predictions, summary
 from questions.zero_shot import ZeroShot, zero_shot
@@ -169,22 +168,23 @@ def finetune(cfg, world, seed, train, dev, test):
 
 def build(cfg, world, seed, files):
     """The model with its new head and tokens, the trees of each file, and how many questions of each were cut."""
-    device = torch.device("cpu") if cfg.parallel == "fsdp" else world.device       # fsdp moves block by block
+    device = torch.device("cpu") if cfg.parallel == "fsdp" else world.device       # fsdp moves each block by itself
     gpt, tok = load(cfg.model, getattr(torch, cfg.weights), device, allow_encoders=True)
-    reading = getattr(gpt, "reading", heads)     # what is not causal brings its own rows: baselines/encoder_rows.py
     if cfg.untrained:
         gpt.init_weights(seed)
     labels = labels_of([q for questions in files.values() for q in questions]) if cfg.head == "label" else ()
-    n_new = len(reading.NEW_TOKENS[cfg.head])
-    first_new = gpt.add_tokens(n_new)            # behind every row the weights have, which may be more than len(tok)
-    model = heads.Classifier(gpt, first_new + n_new - 1, labels, reading.read).to(device)
+    n_new = len(reader_for(gpt).NEW_TOKENS[cfg.head])
+    first_new = gpt.add_tokens(n_new)            # after all rows of the weights, which may be more than len(tok)
+    reader = reader_for(gpt)(cfg.head, tok, first_new, min(cfg.max_length, gpt.cfg.n_positions), labels)
+    model = Classifier(gpt, reader.pad_id, labels).to(device)
     choose_weights(model, cfg, n_new)
     if cfg.parallel == "fsdp":
         shard_model(model, device_mesh(world, 0), cfg.dtype)
     trees, cut = {}, {}
     for name, questions in files.items():
-        reader = reading.Reader(cfg.head, tok, first_new, min(cfg.max_length, gpt.cfg.n_positions), labels)
-        trees[name], cut[name] = [reader(q) for q in questions], reader.cut
+        reader.cut = 0
+        trees[name] = [reader(q) for q in questions]
+        cut[name] = reader.cut
         if reader.cut and world.rank == 0:
             print(f"{name}: {reader.cut:,} of {len(questions):,} questions are longer than {reader.max_length} tokens "
                   "and were cut")

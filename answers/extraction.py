@@ -155,12 +155,11 @@ def build(cfg, world, seed):
     gpt, tok = load(cfg.model, getattr(torch, cfg.weights), device, allow_encoders=True)
     if cfg.untrained:
         gpt.init_weights(seed)
-    reading = {"read": gpt.reading.read} if hasattr(gpt, "reading") else {}        # an encoder's: encoder_rows.py
-    names = gpt.reading.SPAN if reading else SPAN
+    names = SPAN if gpt.causal else ("[CLS]", "[SEP]", "[SEP]")
     new = [name for name in dict.fromkeys(names) if name not in tok.specials]
     first = gpt.add_tokens(len(new)) if new else 0
     ids = [tok.add_special(name, first + new.index(name) if name in new else None) for name in names]
-    model = SpanModel(gpt, ids[-1], **reading).to(device)
+    model = SpanModel(gpt, ids[-1]).to(device)
     head = {name.split(".")[1]: tensor for name, tensor in read_tensors(find_folder(cfg.model), head=True)}
     if head and not cfg.untrained:
         model.qa_outputs.load_state_dict(head)
@@ -170,7 +169,7 @@ def build(cfg, world, seed):
     if cfg.parallel == "fsdp":
         shard_model(model, device_mesh(world, 0), cfg.dtype)
     max_length = min(cfg.max_length, gpt.cfg.n_positions)
-    front = () if reading else tok.front               # an encoder's [CLS] is among the ids
+    front = tok.front if gpt.causal else ()            # an encoder's [CLS] is among the ids
     return model, tok, SpanReader(tok, ids, max_length, cfg.max_question, cfg.stride, front)
 
 

@@ -13,7 +13,7 @@ from launched import launched
 import finetune_qa
 from finetune_qa import FinetuneQA
 from plumbing.common import UserError
-from questions import heads
+from questions import heads, packed
 from questions.format import Question, read_questions, write_questions
 from questions.heads import Classifier, Reader
 from questions.packed import Tree, first_fit, pack
@@ -83,7 +83,7 @@ def test_packed_trees_have_the_loss_and_gradients_of_separate_rows(length, monke
                   [rng.integers(300, size=rng.integers(1, 6)).tolist() + [SEP] for _ in range(rng.integers(2, 6))])
              for _ in range(8)]
     model, answers = head(), torch.tensor([0, 1] * 4)
-    monkeypatch.setattr(heads, "pack", lambda trees, _, *rest: pack(trees, length, *rest))
+    monkeypatch.setattr(packed, "row_length", lambda gpt: length)
     losses, gradients = [], []
     for scores in (lambda: model(trees), lambda: torch.nn.utils.rnn.pad_sequence(
             [torch.cat([model.score(model.gpt.hidden(ids_1T)[:, -1])[0] for ids_1T in separate(tree)])
@@ -92,17 +92,17 @@ def test_packed_trees_have_the_loss_and_gradients_of_separate_rows(length, monke
         gradients.append(torch.autograd.grad(losses[-1], list(model.parameters())))
     torch.testing.assert_close(losses[0], losses[1], atol=1e-5, rtol=0)
     largest = max(gradient.abs().max().item() for gradient in gradients[1])
-    for packed, alone in zip(*gradients, strict=True):
-        torch.testing.assert_close(packed, alone, atol=1e-5 * largest, rtol=1e-5)
+    for shared, alone in zip(*gradients, strict=True):
+        torch.testing.assert_close(shared, alone, atol=1e-5 * largest, rtol=1e-5)
 
 
 def test_rows_are_filled_first_fit_and_no_token_is_read_twice():
     trees = [Tree([1] * n, [[2], [3]]) for n in (5, 50, 20, 6, 30)]
-    packed = pack(trees, 40, 0)
-    assert packed.ids_BT.shape == (3, 52) and int((packed.ids_BT > 0).sum()) == sum(map(len, trees))
+    rows = pack(trees, 40, 0)
+    assert rows.ids_BT.shape == (3, 52) and int((rows.ids_BT > 0).sum()) == sum(map(len, trees))
     assert first_fit([7, 52, 22, 8, 32], 52) == [[1], [4, 3, 0], [2]]
     assert pack([Tree([1] * 10, [[2]])] * 6, 50, 0).ids_BT.shape == (2, 33), "3 and 3 rather than 4 and 2"
-    assert packed.visible_BTS.any(-1).all(), "a query that sees nothing is nan"
+    assert rows.visible_BTS.any(-1).all(), "a query that sees nothing is nan"
 
 
 def test_mixed_option_counts_give_the_mean_of_each_questions_own_loss():
