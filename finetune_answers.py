@@ -44,7 +44,7 @@ from plumbing.common import (
 from plumbing.runtime import matrix_dtype, pick_device
 from sample import WARNING, stream
 from sampling.prompts import groups
-from training.finetuning import Finetuning, fine_tune, outputs_by_length, run_settings, save_model
+from training.finetuning import Finetuning, fine_tune, outputs_by_length, prepare_out, run_settings, save_model
 from training.parallel import device_mesh, join_world, shard_model
 from training.trainable import check_weights, choose_weights
 
@@ -131,6 +131,7 @@ def finetune_and_report(cfg, world):
         raise UserError(f"{cfg.data}: train, dev and test need an item each; there are {counts}")
     if world.rank == 0:
         print(f"{cfg.data}: " + ", ".join(f"{n:,} {name}" for name, n in counts.items()), flush=True)
+    prepare_out(cfg, world, "training")
     log, best, cut = finetune(cfg, world, splits)
     predictions = predict(cfg, world, splits["test"])
     if world.rank:

@@ -31,20 +31,23 @@ import tyro
 from baselines import load
 from plumbing.common import (
     UserError,
+    check_ranges,
     free,
     git_commit,
     parse_args,
     speaking_to_the_user,
     write_json,
     write_json_lines,
+    written_whole,
 )
 from plumbing.runtime import matrix_dtype
+from questions.ask import HEAD, Ask, ask
 from questions.format import read_questions
 from questions.heads import Classifier, labels_of, predict, reader_for
 from questions.metrics import accuracy
 from questions.report import assess, predictions_of, read_predictions, summary
 from questions.zero_shot import ZeroShot, zero_shot
-from training.finetuning import Finetuning, fine_tune, run_settings
+from training.finetuning import RANGES, Finetuning, fine_tune, prepare_out, run_settings, save_model
 from training.parallel import device_mesh, join_world, shard_model
 from training.trainable import check_weights, choose_weights
 
@@ -93,21 +96,27 @@ PRESETS = {
     # One model for all subjects, tuned on MedMCQA and MedQA: `cat` their training files. Our choice of dev: MedQA's.
     "mmlu": replace(preset("mmlu", epochs=3, batch_size=32, micro_batch_size=32),
                     train="data/qa/medmcqa_medqa_train.jsonl", dev="data/qa/medqa_dev.jsonl"),
+    # Which part of an abstract is this sentence? (prepare/qa.py sections.) Our choice, for a small model on a CPU.
+    "sections": preset("sections", head="label", epochs=3, micro_batch_size=16, learning_rate=3e-4, warmup_ratio=0.1,
+                       max_length=128),
     "demo": FinetuneQA(
         model="out/demo/model", train="data/demo/questions/train.jsonl", dev="data/demo/questions/dev.jsonl",
         test="data/demo/questions/test.jsonl", out="out/demo/qa", epochs=1, batch_size=16, micro_batch_size=16,
         learning_rate=3e-4, warmup_ratio=0.1, weight_decay=0.01, max_length=128),
     "zeroshot": ZeroShot(),
+    "ask": Ask(),
     "evaluate": Evaluate(tyro.MISSING, tyro.MISSING),
 }
 
 
 def main(cfg):
-    """Do what the settings are of, and return the report."""
+    """Run the command that cfg belongs to, and return its result."""
     if isinstance(cfg, Evaluate):
         return score_file(cfg)
     if isinstance(cfg, ZeroShot):
         return zero_shot(cfg)
+    if isinstance(cfg, Ask):
+        return ask(cfg)
     check(cfg)
     if cfg.plan:
         from launch.plan_qa import print_plan
@@ -122,10 +131,13 @@ def finetune_all(cfg, world):
     check_weights(cfg)
     train, dev, test = (read_questions(path) for path in (cfg.train, cfg.dev, cfg.test))
     if cfg.compare:
-        read_predictions(cfg.compare, test)            # now, not after hours: is it of these questions?
-    out, started, log, predictions = Path(cfg.out), time.perf_counter(), [], []
+        read_predictions(cfg.compare, test)            # a wrong file is an error now, not after hours
+    prepare_out(cfg, world, "seeds")
+    out, started = Path(cfg.out), time.perf_counter()
+    log, predictions, on_dev = [], [], {}
     for seed in cfg.seeds:
         best, lines, cut = finetune(cfg, world, seed, train, dev, test)
+        on_dev[seed] = best["dev_accuracy"]
         predictions += predictions_of(seed, test, best["scores"])
         log += [{"seed": seed} | line for line in lines]
         if world.rank == 0:
@@ -138,8 +150,12 @@ def finetune_all(cfg, world):
     write_json_lines(out / "log.jsonl", log)
     write_json_lines(out / "predictions.jsonl", predictions)
     write_json(out / "report.json", report)
+    chosen = max(on_dev, key=on_dev.get)
+    with written_whole(out / "model") as folder:
+        shutil.copytree(out / f"seeds/{chosen}/best", folder)
     shutil.rmtree(out / "seeds")
-    print(f"{summary(report)}. Wrote {out}/report.json")
+    print(f"{summary(report)}. Wrote {out}/report.json and {out}/model (seed {chosen}). Ask it:\n"
+          f"    python finetune_qa.py ask --model {out}/model --interactive")
     return report
 
 
@@ -147,7 +163,8 @@ def finetune(cfg, world, seed, train, dev, test):
     """One fine-tuning. Returns what the best epoch on dev predicted for the test, the log, and how many questions of
     each file were too long."""
     torch.manual_seed(seed)
-    model, trees, cut = build(cfg, world, seed, {"train": train, "dev": dev, "test": test})
+    model, tok, reader, trees, cut = build(cfg, world, seed, {"train": train, "dev": dev, "test": test})
+    about = {HEAD: {"head": cfg.head, "labels": reader.labels, "max_length": reader.max_length}}
 
     def loss_of(net, part):
         answers_Q = torch.tensor([train[j].answer for j in part], device=world.device)
@@ -159,25 +176,29 @@ def finetune(cfg, world, seed, train, dev, test):
         metrics = {"dev_accuracy": accuracy(predicted, [q.answer for q in dev])}
         if not best or metrics["dev_accuracy"] > best["dev_accuracy"]:
             best = metrics | {"scores": predict(model, trees["test"], cfg, world)}
+            save_model(model, tok, folder / "best", world, about)
         return metrics, best
 
-    log, best = fine_tune(cfg, world, seed, Path(cfg.out) / "seeds" / str(seed), model, len(train), loss_of, evaluate,
-                          run_settings(cfg, FILES))
+    folder = Path(cfg.out) / "seeds" / str(seed)
+    log, best = fine_tune(cfg, world, seed, folder, model, len(train), loss_of, evaluate, run_settings(cfg, FILES))
     return best, log, cut
 
 
 def build(cfg, world, seed, files):
-    """The model with its new head and tokens, the trees of each file, and how many questions of each were cut."""
+    """The model with its new head and tokens, its tokenizer, its reader, the trees of each file, and how many questions
+    of each file were cut."""
     device = torch.device("cpu") if cfg.parallel == "fsdp" else world.device       # fsdp moves each block by itself
     gpt, tok = load(cfg.model, getattr(torch, cfg.weights), device, allow_encoders=True)
     if cfg.untrained:
         gpt.init_weights(seed)
     labels = labels_of([q for questions in files.values() for q in questions]) if cfg.head == "label" else ()
-    n_new = len(reader_for(gpt).NEW_TOKENS[cfg.head])
-    first_new = gpt.add_tokens(n_new)            # after all rows of the weights, which may be more than len(tok)
+    new = [name for name in reader_for(gpt).NEW_TOKENS[cfg.head] if name not in tok.specials]
+    first_new = gpt.add_tokens(len(new))         # after all rows of the weights, which may be more than len(tok)
+    for i, name in enumerate(new, first_new):
+        tok.add_special(name, i)
     reader = reader_for(gpt)(cfg.head, tok, first_new, min(cfg.max_length, gpt.cfg.n_positions), labels)
     model = Classifier(gpt, reader.pad_id, labels).to(device)
-    choose_weights(model, cfg, n_new)
+    choose_weights(model, cfg, len(new))
     if cfg.parallel == "fsdp":
         shard_model(model, device_mesh(world, 0), cfg.dtype)
     trees, cut = {}, {}
@@ -188,7 +209,7 @@ def build(cfg, world, seed, files):
         if reader.cut and world.rank == 0:
             print(f"{name}: {reader.cut:,} of {len(questions):,} questions are longer than {reader.max_length} tokens "
                   "and were cut")
-    return model, trees, cut
+    return model, tok, reader, trees, cut
 
 
 def score_file(cfg):
@@ -202,9 +223,7 @@ def score_file(cfg):
 
 
 def check(cfg):
-    for name in ("epochs", "batch_size", "micro_batch_size", "max_length"):
-        if getattr(cfg, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} is {getattr(cfg, name)}; it must be at least 1")
+    check_ranges(cfg, RANGES | {"max_length": (1, None)})
     if not cfg.seeds or len(set(cfg.seeds)) < len(cfg.seeds):
         raise UserError("--seeds must name at least one, and none twice")
 

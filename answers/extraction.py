@@ -30,7 +30,7 @@ from baselines import load
 from plumbing.common import UserError, free, git_commit, write_json, write_json_lines, written_whole
 from plumbing.huggingface import find_folder, read_tensors
 from plumbing.runtime import matrix_dtype
-from training.finetuning import Finetuning, fine_tune, outputs_by_length, run_settings, save_model
+from training.finetuning import Finetuning, fine_tune, outputs_by_length, prepare_out, run_settings, save_model
 from training.parallel import device_mesh, join_world, shard_model
 from training.trainable import check_weights, choose_weights
 
@@ -70,6 +70,7 @@ def finetune_all(cfg, world):
     cfg = replace(cfg, dtype=matrix_dtype(cfg.dtype, world.device))
     check_weights(cfg)
     files, counts = read_files(cfg, world)
+    prepare_out(cfg, world, "seeds")
     out, started, log, runs, best = Path(cfg.out), time.perf_counter(), [], {}, {}
     for seed in cfg.seeds:
         best[seed], lines, windows = finetune(cfg, world, seed, files)
@@ -160,7 +161,8 @@ def build(cfg, world, seed):
     first = gpt.add_tokens(len(new)) if new else 0
     ids = [tok.add_special(name, first + new.index(name) if name in new else None) for name in names]
     model = SpanModel(gpt, ids[-1]).to(device)
-    head = {name.split(".")[1]: tensor for name, tensor in read_tensors(find_folder(cfg.model), head=True)}
+    head = {name.split(".")[1]: tensor for name, tensor in read_tensors(find_folder(cfg.model), head=True)
+            if name.startswith("qa_outputs.")}
     if head and not cfg.untrained:
         model.qa_outputs.load_state_dict(head)
     choose_weights(model, cfg, len(new))

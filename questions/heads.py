@@ -8,6 +8,8 @@ The first two are the paper's (section 4): "option" where every question has opt
 all questions share theirs (yes, no, maybe). The third is what a language model can do before it is fine-tuned.
 Not here: how trees become rows (packed.py, encoder_rows.py), the network (model.py, baselines/).
 """
+from dataclasses import fields, replace
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -31,7 +33,7 @@ class Reader:
     def __init__(self, head, tok, first_new, max_length, labels=()):
         self.head, self.tok, self.max_length, self.labels, self.cut = head, tok, max_length, labels, 0
         self.front = list(tok.front)     # ids that begin every text of another family; GPT-2 has none
-        self.special = {name: first_new + i for i, name in enumerate(self.NEW_TOKENS[head])}
+        self.special = {name: tok.specials.get(name, first_new + i) for i, name in enumerate(self.NEW_TOKENS[head])}
         self.pad_id = self.special.get("[PAD]", 0)       # any id will do: no other token sees the padding
 
     def __call__(self, q):
@@ -136,8 +138,7 @@ class Classifier(nn.Module):
     def __init__(self, gpt, pad_id, labels=()):
         super().__init__()
         self.gpt, self.pad_id = gpt, pad_id
-        del gpt.lm_head              # the next token is not predicted
-        gpt.lm_head = None
+        drop_language_head(gpt)
         self.score = nn.Linear(gpt.cfg.n_embd, len(labels) or 1, bias=not labels)     # as in the authors' two scripts
         nn.init.normal_(self.score.weight, 0.0, gpt.cfg.initializer_range)
         if not labels:
@@ -154,6 +155,14 @@ class Classifier(nn.Module):
         scores = [of_tree[0, list(tree.classes)] if tree.classes else of_tree[:, 0]
                   for tree, of_tree in zip(trees, scores_NC.split(rows.sizes), strict=True)]
         return nn.utils.rnn.pad_sequence(scores, batch_first=True, padding_value=-torch.inf)
+
+
+def drop_language_head(gpt):
+    """A classifier does not predict the next token. For families with a separate head, the configuration says so."""
+    del gpt.lm_head
+    gpt.lm_head = None
+    without = {"tied": True, "masked_head": False}              # Llama's, an encoder's
+    gpt.cfg = replace(gpt.cfg, **{f.name: without[f.name] for f in fields(gpt.cfg) if f.name in without})
 
 
 class Likelihood(nn.Module):

@@ -6,7 +6,9 @@ Not here: the loss and the metrics (finetune_qa.py, finetune_answers.py); which 
 (parallel.py); checkpoints (checkpoint.py).
 """
 import math
+import os
 import shutil
+import tempfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
-from plumbing.common import UserError, fixed_settings, free, written_whole
+from plumbing.common import UserError, fixed_settings, free, read_json, write_json, written_whole
 from plumbing.huggingface import add_tensors
 from plumbing.runtime import autocast, stop_on_signals
 from training.checkpoint import Checkpoints
@@ -38,7 +40,7 @@ class Finetuning:
     learning_rate: float = 2e-6              # the peak, published for MedQA on one GPU
     warmup_ratio: float = 0.5                # of all steps; then linearly down to 0
     weight_decay: float = 0.0
-    grad_clip: float = 1.0                   # largest norm of the gradient
+    grad_clip: float = 1.0                   # largest norm of the gradient; 0 is no limit
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"    # of matrix products; auto: bfloat16 if it is native
     weights: Literal["float32", "bfloat16"] = "float32"       # precision in which the weights are held
     lora_rank: int = 0                       # train low-rank additions of this rank; 0 trains all weights
@@ -47,6 +49,12 @@ class Finetuning:
     parallel: Literal["none", "ddp", "fsdp"] = free("none")   # how torchrun's processes share the work
     checkpoint_every: int = free(0)          # steps; 0 is after each epoch
     restart: bool = free(False)              # discard what an interrupted run left in OUT
+
+
+# The settings that every fine-tuning checks with check_ranges, each beside its own. epochs: at least one step.
+RANGES = {"epochs": (1e-6, None), "batch_size": (1, None), "micro_batch_size": (1, None), "learning_rate": (0, None),
+          "warmup_ratio": (0, 1), "weight_decay": (0, None), "grad_clip": (0, None), "lora_rank": (0, None),
+          "recompute_every": (0, None), "checkpoint_every": (0, None)}
 
 
 # ---- The training loop ----
@@ -67,7 +75,7 @@ def fine_tune(cfg, world, seed, folder, model, n_train, loss_of, evaluate, fixed
     epoch_steps = -(-n_train // cfg.batch_size)
     steps = math.ceil(cfg.epochs * epoch_steps)
     checkpoints = Checkpoints(folder, world, keep=1)
-    first, log, best = resume(cfg, world, checkpoints, model, optimizer, fixed)
+    first, log, best = resume(checkpoints, model, optimizer, fixed)
     bar = tqdm(total=steps, initial=first, unit="step", desc=f"seed {seed}", disable=None if world.rank == 0 else True)
 
     with stop_on_signals() as signals:
@@ -133,8 +141,8 @@ def accumulate_gradients(model, ddp, batch, loss_of, cfg, world):
 
 
 def clip_gradients(model, limit):
-    """Scale the gradients so that their norm is at most `limit`; returns the norm before."""
-    norm = torch.nn.utils.clip_grad_norm_(trained(model), limit)
+    """Scale the gradients so that their norm is at most `limit` (0: no limit); returns the norm before."""
+    norm = torch.nn.utils.clip_grad_norm_(trained(model), limit or math.inf)
     return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
 
 
@@ -189,11 +197,24 @@ def run_settings(cfg, files):
     return fixed_settings(cfg) | {name: zlib.crc32(Path(getattr(cfg, name)).read_bytes()) for name in files}
 
 
-def resume(cfg, world, checkpoints, model, optimizer, fixed):
-    """Fill model and optimizer from the newest checkpoint, if there is one. Returns (first step to take, log, best)."""
-    if cfg.restart and world.rank == 0:
-        shutil.rmtree(checkpoints.out, ignore_errors=True)
+def prepare_out(cfg, world, left_over):
+    """Before any work: OUT must be a folder that can be written. With --restart, remove what an interrupted run left in
+    OUT/left_over; a restart by torchrun or SLURM is not the user's, and resumes."""
+    restarts = [os.environ.get(name, "0") for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")]
+    if world.rank == 0:
+        try:
+            Path(cfg.out).mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=cfg.out):
+                pass
+        except OSError as error:
+            raise UserError(f"--out {cfg.out}: cannot write there ({error.strerror}); give another folder") from error
+        if cfg.restart and restarts == ["0", "0"]:
+            shutil.rmtree(Path(cfg.out) / left_over, ignore_errors=True)
     world.wait()
+
+
+def resume(checkpoints, model, optimizer, fixed):
+    """Fill model and optimizer from the newest checkpoint, if there is one. Returns (first step to take, log, best)."""
     state = {"log": [], "best": {}}
 
     def accept(folder, saved):
@@ -208,8 +229,9 @@ def resume(cfg, world, checkpoints, model, optimizer, fixed):
     return first, state["log"], state["best"]
 
 
-def save_model(model, tok, folder, world):
-    """Write model.gpt as a Hugging Face folder, low-rank additions merged in, plus the task head's tensors."""
+def save_model(model, tok, folder, world, about=None):
+    """Write model.gpt as a Hugging Face folder, low-rank additions merged in, plus the task head's tensors. All
+    processes call it; the first one writes. about: what else config.json says."""
     whole = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     if world.rank:
         return
@@ -222,3 +244,5 @@ def save_model(model, tok, folder, world):
         plain.save_pretrained(temporary)
         add_tensors(temporary, {name: w for name, w in whole.items() if not name.startswith("gpt.")})
         tok.save(temporary)
+        config = read_json(temporary / "config.json", "a model's configuration")
+        write_json(temporary / "config.json", config | (about or {}))

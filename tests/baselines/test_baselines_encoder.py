@@ -176,7 +176,7 @@ def cfg_of(folder, world, out, **changes):
 @pytest.mark.parametrize("family", ["bert", "electra", "albert"])
 def test_an_options_score_is_read_off_cls_of_a_row_of_its_own_as_in_transformers(family, folders, world, tmp_path):
     """As BertForMultipleChoice lays it out, by its own tokenizer where that is WordPiece, without its pooler."""
-    model, trees, _ = finetune_qa.build(cfg_of(folders[family], world, tmp_path), ALONE, 0, {"test": QUESTIONS})
+    model, _, _, trees, _ = finetune_qa.build(cfg_of(folders[family], world, tmp_path), ALONE, 0, {"test": QUESTIONS})
     torch.nn.init.normal_(model.score.weight)
     scores_QO = model.eval()(trees["test"])
     body = transformers.AutoModel.from_pretrained(folders[family]).eval()
