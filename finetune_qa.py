@@ -1,21 +1,25 @@
-"""Fine-tuning on multiple-choice questions, which BioMedLM is for.
+"""Fine-tuning on multiple-choice questions, the task that BioMedLM is for.
 
-Teaches how a language model becomes a classifier: a linear layer scores each option, a softmax over a question's
-options turns scores into a loss, and the rest is train.py's loop. The epoch that is best on dev is the one tested.
-Not here: what the model reads and where its scores come from (heads.py), why that is one row a question (packed.py),
-which weights learn (trainable.py), what a score is worth (report.py), each benchmark's files (prepare/qa.py).
+Teaches how a language model becomes a classifier: a linear layer gives each option a score, a softmax over a question's
+options turns the scores into a loss, and the training loop is the usual one. The epoch with the best accuracy on dev is
+tested and kept.
+Not here: what the model reads and which output is the score (questions/heads.py), why a question is one row
+(questions/packed.py), the loop (training/finetuning.py), which weights learn (training/trainable.py), what a score is
+worth (questions/report.py), the files of each benchmark (prepare/qa.py).
 
     python finetune_qa.py demo                           # out/demo/model on data/demo's questions
-    python finetune_qa.py demo --untrained --out out/demo/untrained         # its twin that never read the text
+    python finetune_qa.py demo --untrained --out out/demo/untrained         # the same shape with random weights
     python finetune_qa.py medqa --model stanford-crfm/BioMedLM --train F --dev F --test F
     python finetune_qa.py medqa --lora-rank 16 --weights bfloat16 --recompute-every 1        # on one 8 GB GPU
-    python finetune_qa.py medqa --plan                   # the memory that each way takes; runs nothing
-    python finetune_qa.py zeroshot --model stanford-crfm/BioMedLM --test F  # no training: the likeliest option
+    python finetune_qa.py medqa --plan                   # the memory that each way takes; trains nothing
+    python finetune_qa.py ask --model out/medqa/model --question TEXT --options A B C        # or --file, --interactive
+    python finetune_qa.py zeroshot --model stanford-crfm/BioMedLM --test F  # no training: the most likely option
     python finetune_qa.py evaluate --predictions F --questions F            # score a file of predictions
 
-The files of questions have one format for all benchmarks (questions.py). OUT/report.json holds the scores,
-OUT/predictions.jsonl every prediction. An interrupted run goes on from OUT/seeds by the same command; a finished one
-begins anew. Bolton et al. 2024 (arXiv 2403.18421), section 4; "our choice" marks what it does not say.
+All benchmarks share one file format (questions/format.py). OUT/model is the best model, OUT/report.json has the scores,
+OUT/predictions.jsonl every prediction. The same command resumes an interrupted run from OUT/seeds; a finished run
+starts again from the beginning. Bolton et al. 2024 (arXiv 2403.18421), section 4; "our choice" marks what it leaves
+open.
 """
 import shutil
 import time
@@ -42,10 +46,10 @@ from plumbing.common import (
 )
 from plumbing.runtime import matrix_dtype
 from questions.ask import HEAD, Ask, ask
-from questions.format import read_questions
+from questions.format import read_questions, read_test
 from questions.heads import Classifier, labels_of, predict, reader_for
 from questions.metrics import accuracy
-from questions.report import assess, predictions_of, read_predictions, summary
+from questions.report import assess, left_out_of_pretraining, predictions_of, read_predictions, summary
 from questions.zero_shot import ZeroShot, zero_shot
 from training.finetuning import RANGES, Finetuning, fine_tune, prepare_out, run_settings, save_model
 from training.parallel import device_mesh, join_world, shard_model
@@ -60,19 +64,19 @@ class FinetuneQA(Finetuning):
     train: str = "data/qa/medqa_train.jsonl"
     dev: str = "data/qa/medqa_dev.jsonl"     # chooses the epoch that is tested
     test: str = "data/qa/medqa_test.jsonl"
-    out: str = free("out/medqa")             # report.json, predictions.jsonl, log.jsonl
+    out: str = free("out/medqa")             # model, report.json, predictions.jsonl, log.jsonl
     head: Literal["option", "label"] = "option"     # label: for questions that share their options, as yes and no
-    untrained: bool = False                  # begin from random weights: what did pretraining buy?
+    untrained: bool = False                  # begin from random weights, to measure what pretraining adds
     seeds: tuple[int, ...] = free((0, 1, 2)) # one fine-tuning each
     max_length: int = 512                    # tokens of question and option; longer questions lose their beginning
     compare: str = free("")                  # another model's predictions.jsonl on the same test: a paired test
-    plan: bool = free(False)                 # print the memory that each way of training takes, and run nothing
+    plan: bool = free(False)                 # print the memory that each way of training takes; train nothing
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Score a file of predictions from anywhere."""
-    predictions: str                         # JSON lines {"id", "prediction"}, and "scores" and "seed" if there are any
+    """Score a file of predictions, by this script or any other program."""
+    predictions: str                         # JSON lines {"id", "prediction"}; "scores" and "seed" are optional
     questions: str
     train: str = ""                          # the training questions: what guessing reaches, and overlap with the test
     compare: str = ""                        # another file of predictions: a paired test
@@ -84,9 +88,10 @@ def preset(task, **changes):
                       out=f"out/{task}", **changes)
 
 
-# The paper tells the search, not what was chosen. Published: for MedQA 2e-6, 20 epochs of 512 tokens, warm-up 0.5 (the
-# authors' answer to a user; batch 16 is our choice); for PubMedQA and BioASQ rates of 2e-6 and 5e-6, batches of 8 to
-# 32, 5 to 50 epochs, warm-up 0.5, seeds 1 to 3, from which we choose. Epochs and batch of MedMCQA are our choice.
+# The paper gives the ranges of its search, not the result. Published: for MedQA 2e-6, 20 epochs of 512 tokens, warm-up
+# 0.5 (the authors' answer to a user; batch 16 is our choice); for PubMedQA and BioASQ rates of 2e-6 and 5e-6, batches
+# of 8 to 32, 5 to 50 epochs, warm-up 0.5, seeds 1 to 3, and we choose among them. MedMCQA's epochs and batch are our
+# choice.
 PRESETS = {
     "medqa": preset("medqa"),
     "medqa5": preset("medqa5"),
@@ -126,10 +131,10 @@ def main(cfg):
 
 
 def finetune_all(cfg, world):
-    """Fine-tune once for each seed, and write the report."""
+    """Fine-tune once for each seed; write the report and the model that was best on dev."""
     cfg = replace(cfg, dtype=matrix_dtype(cfg.dtype, world.device))
     check_weights(cfg)
-    train, dev, test = (read_questions(path) for path in (cfg.train, cfg.dev, cfg.test))
+    train, dev, test = read_questions(cfg.train), read_questions(cfg.dev), read_test(cfg.test)
     if cfg.compare:
         read_predictions(cfg.compare, test)            # a wrong file is an error now, not after hours
     prepare_out(cfg, world, "seeds")
@@ -146,11 +151,15 @@ def finetune_all(cfg, world):
     if world.rank:
         return None
     report = assess(test, predictions, train, cfg.compare) | {
-        "truncated": cut, "seconds": time.perf_counter() - started, "settings": asdict(cfg), "commit": git_commit()}
+        "left_out_of_pretraining": left_out_of_pretraining(cfg.model, cfg.test), "truncated": cut,
+        "seconds": time.perf_counter() - started, "settings": asdict(cfg), "commit": git_commit()}
     write_json_lines(out / "log.jsonl", log)
     write_json_lines(out / "predictions.jsonl", predictions)
     write_json(out / "report.json", report)
     chosen = max(on_dev, key=on_dev.get)
+    if not (out / f"seeds/{chosen}/best").is_dir():
+        raise UserError(f"wrote {out}/report.json, but the run began with a version that kept no model; --restart makes "
+                        f"{out}/model")
     with written_whole(out / "model") as folder:
         shutil.copytree(out / f"seeds/{chosen}/best", folder)
     shutil.rmtree(out / "seeds")
@@ -160,8 +169,8 @@ def finetune_all(cfg, world):
 
 
 def finetune(cfg, world, seed, train, dev, test):
-    """One fine-tuning. Returns what the best epoch on dev predicted for the test, the log, and how many questions of
-    each file were too long."""
+    """One fine-tuning; OUT/seeds/SEED/best is then the best model on dev. Returns its evaluation (with the test's
+    scores), the log, and how many questions of each file were too long."""
     torch.manual_seed(seed)
     model, tok, reader, trees, cut = build(cfg, world, seed, {"train": train, "dev": dev, "test": test})
     about = {HEAD: {"head": cfg.head, "labels": reader.labels, "max_length": reader.max_length}}
@@ -213,7 +222,7 @@ def build(cfg, world, seed, files):
 
 
 def score_file(cfg):
-    questions = read_questions(cfg.questions)
+    questions = read_test(cfg.questions)
     report = assess(questions, read_predictions(cfg.predictions, questions),
                     read_questions(cfg.train) if cfg.train else None, cfg.compare)
     print(summary(report))

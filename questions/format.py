@@ -4,9 +4,10 @@
 
 One JSON object per line. Options may differ in number from question to question; the answer is an index into them.
 """
+from collections import Counter
 from dataclasses import asdict, dataclass
 
-from plumbing.common import read_json_lines, write_json_lines
+from plumbing.common import UserError, read_json_lines, write_json_lines
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ def read_questions(path, answered=True, options=()):
     answered=False: "answer" may be missing. options: those of a question that names none.
     """
     def question_of(record):
+        if type(record["id"]) not in (str, int):
+            raise ValueError(f"the id must be text or a whole number, not {record['id']!r}")
         chosen = record.get("options", options) if options else record["options"]
         answer = record["answer"] if answered else record.get("answer")
         q = Question(str(record["id"]), record.get("context", ""), record["question"], list(chosen), answer)
@@ -42,6 +45,15 @@ def read_questions(path, answered=True, options=()):
         return q
 
     return read_json_lines(path, "question", "prepare/qa.py or prepare/demo.py writes questions", question_of)
+
+
+def read_test(path):
+    """The questions of a test, whose ids must differ, because predictions name them."""
+    questions = read_questions(path)
+    if repeated := [id_ for id_, n in Counter(q.id for q in questions).items() if n > 1]:
+        raise UserError(f"{path}: {len(repeated):,} ids occur more than once, such as {repeated[0]}; predictions could "
+                        "not be told apart")
+    return questions
 
 
 def write_questions(path, questions):

@@ -9,10 +9,13 @@ A file of predictions has a JSON object a line: {"id", "prediction"}, the predic
 "scores" (one number per option) if there are any, "seed" if there were several runs.
 """
 import re
+import zlib
+from pathlib import Path
 
 import numpy as np
 
-from plumbing.common import UserError, read_json_lines
+from plumbing.common import UserError, read_json, read_json_lines
+from plumbing.huggingface import find_folder
 from questions.metrics import (
     accuracy,
     brier_score,
@@ -125,6 +128,19 @@ def share_right(questions, records):
     return [sum(answers) / len(answers) for answers in right.values()]
 
 
+def left_out_of_pretraining(model, test):
+    """Whether the model's pretraining data left out this test file: "yes", "no" or "unknown".
+
+    train.py writes MODEL/pretraining.json: {"excluded": [{"file", "crc32" (of its bytes), "dropped"}, ...]}.
+    """
+    path = find_folder(model) / "pretraining.json"
+    if not path.is_file():
+        return "unknown"
+    excluded = read_json(path, "what pretraining left out").get("excluded", [])
+    same = zlib.crc32(Path(test).read_bytes()) in [record.get("crc32") for record in excluded]
+    return "yes" if same else "no"
+
+
 def summary(report):
     """The lines to print."""
     low, high = report["interval"]
@@ -136,6 +152,8 @@ def summary(report):
                      f"questions are in the training set and {report['overlap']['near']} nearly")
     if "ece" in report:
         lines[1] += f"; calibration error {report['ece']:.3f}, Brier {report['brier']:.3f}"
+    if "left_out_of_pretraining" in report:
+        lines[1] += f"; left out of pretraining: {report['left_out_of_pretraining']}"
     for name, part in report.get("parts", {}).items():
         lines.append(f"  {name}: {part['accuracy']:.1%} of {part['n']}")
     if "compare" in report:

@@ -1,7 +1,9 @@
 """Fine-tuning on questions: the head is right, the report is honest, and a bad file is named with its line."""
 import io
 import json
+import shutil
 import signal
+import zlib
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +21,7 @@ from questions.ask import Ask
 from questions.format import Question, read_questions, write_questions
 from questions.heads import Classifier, Reader
 from questions.packed import Tree, first_fit, pack
+from questions.report import left_out_of_pretraining
 from questions.zero_shot import ZeroShot
 from tokenizer import Tokenizer
 from training import finetuning
@@ -431,3 +434,22 @@ def test_the_label_presets_run_from_files_to_an_answer(cfg, task, labels, tmp_pa
     assert "ask --model" in capsys.readouterr().out
     finetune_qa.main(Ask(model=f"{preset.out}/model", question="Is it 3?", context="Aspirin.", dtype="float32"))
     assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()] == sorted(labels)
+
+
+def test_the_report_says_whether_pretraining_left_out_this_test(cfg, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(cfg.model, model)
+    assert left_out_of_pretraining(cfg.model, cfg.test) == "unknown"
+    for crc, verdict in ((zlib.crc32(open(cfg.test, "rb").read()), "yes"), (1, "no")):
+        (model / "pretraining.json").write_text(json.dumps({"excluded": [{"file": "q", "crc32": crc, "dropped": 2}]}))
+        assert left_out_of_pretraining(str(model), cfg.test) == verdict
+
+
+def test_a_test_whose_ids_repeat_and_an_id_that_is_null_are_refused(cfg, tmp_path):
+    path = tmp_path / "q.jsonl"
+    path.write_text((json.dumps(GOOD) + "\n") * 2)
+    with pytest.raises(UserError, match="1 ids occur more than once, such as 1"):
+        finetune_qa.main(replace(cfg, test=str(path)))
+    path.write_text(json.dumps(GOOD | {"id": None}) + "\n")
+    with pytest.raises(UserError, match="line 1: no question .the id must be text or a whole number, not None"):
+        read_questions(path)

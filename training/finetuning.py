@@ -51,10 +51,10 @@ class Finetuning:
     restart: bool = free(False)              # discard what an interrupted run left in OUT
 
 
-# The settings that every fine-tuning checks with check_ranges, each beside its own. epochs: at least one step.
+# For check_ranges, together with a script's own settings; check_weights has the others. epochs: at least one step.
 RANGES = {"epochs": (1e-6, None), "batch_size": (1, None), "micro_batch_size": (1, None), "learning_rate": (0, None),
-          "warmup_ratio": (0, 1), "weight_decay": (0, None), "grad_clip": (0, None), "lora_rank": (0, None),
-          "recompute_every": (0, None), "checkpoint_every": (0, None)}
+          "warmup_ratio": (0, 1), "weight_decay": (0, None), "grad_clip": (0, None),
+          "checkpoint_every": (0, None)}
 
 
 # ---- The training loop ----

@@ -19,6 +19,7 @@ from baselines.pretrain_encoder import PretrainEncoder
 from baselines.subwords import Subwords
 from finetune_qa import FinetuneQA
 from plumbing.common import UserError
+from questions.ask import Ask
 from questions.format import Question
 from questions.heads import EncoderReader, read
 from questions.packed import Tree
@@ -229,6 +230,10 @@ def test_the_label_form_is_question_then_context_whose_end_goes_first(folders):
 def test_an_encoder_is_fine_tuned_by_the_same_script(family, changes, folders, world, tmp_path):
     report = finetune_qa.main(cfg_of(folders[family], world, tmp_path / "out", **changes))
     assert report["n"] == 12 and all(line["loss"] < 2 for line in map(json.loads, open(tmp_path / "out/log.jsonl")))
+    asked = Ask(model=str(tmp_path / "out/model"), file=str(world / "questions.jsonl"), out=str(tmp_path / "p.jsonl"),
+                dtype="float32", batch_size=5)
+    run = [json.loads(line)["scores"] for line in open(tmp_path / "out/predictions.jsonl")]
+    assert finetune_qa.main(asked) == [pytest.approx(scores, abs=1e-6) for scores in run]
 
 
 def test_fsdp_gathers_alberts_shared_block_for_each_of_its_layers_and_sums_its_gradients():
