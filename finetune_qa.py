@@ -158,7 +158,7 @@ def finetune_all(cfg, world):
     write_json(out / "report.json", report)
     chosen = max(on_dev, key=on_dev.get)
     if not (out / f"seeds/{chosen}/best").is_dir():
-        raise UserError(f"wrote {out}/report.json; the run began with a version that kept no model, which needs --restart")
+        raise UserError(f"wrote {out}/report.json, but no model: an older version began this run; use --restart")
     with written_whole(out / "model") as folder:
         shutil.copytree(out / f"seeds/{chosen}/best", folder)
     shutil.rmtree(out / "seeds")
