@@ -20,7 +20,6 @@ import shutil
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -34,6 +33,7 @@ from answers.scores import ranked_answers
 from baselines import load
 from plumbing.common import (
     UserError,
+    free,
     git_commit,
     parse_args,
     speaking_to_the_user,
@@ -42,10 +42,9 @@ from plumbing.common import (
     written_whole,
 )
 from plumbing.runtime import matrix_dtype, pick_device
-from questions.heads import computing, parts
 from sample import WARNING, Sampling, stream
 from sampling.text import groups
-from training.finetuning import Finetuning, descend, save_model, settings
+from training.finetuning import Finetuning, fine_tune, outputs_by_length, prepare_out, run_settings, save_model
 from training.parallel import device_mesh, join_world, shard_model
 from training.trainable import check_weights, choose_weights
 
@@ -53,25 +52,25 @@ from training.trainable import check_weights, choose_weights
 @dataclass(frozen=True)
 class Decoding(Sampling):
     """How the model's distribution becomes an answer."""
-    decode: Literal["greedy", "sample", "beam"] = "greedy"
-    max_new_tokens: int = 400
-    top_p: float = 0.95                      # of --decode sample, as temperature and top_k
-    beams: int = 5                           # of --decode beam, as all that follow
-    length_penalty: float = -0.5             # scores are divided by length ** penalty: below 0 for short texts
-    no_repeat_ngram: int = 6                 # no n-gram of prompt and answer twice; 0 forbids nothing
-    min_new_tokens: int = 5
-    stopping: Stopping = "likely"            # when a search ends: beam.py
+    decode: Literal["greedy", "sample", "beam"] = free("greedy")
+    max_new_tokens: int = free(400)
+    top_p: float = free(0.95)                # of --decode sample, as temperature and top_k
+    beams: int = free(5)                     # of --decode beam, as all that follow
+    length_penalty: float = free(-0.5)       # scores are divided by length ** penalty: below 0 for short texts
+    no_repeat_ngram: int = free(6)           # no n-gram of prompt and answer twice; 0 forbids nothing
+    min_new_tokens: int = free(5)
+    stopping: Stopping = free("likely")      # when a search ends: beam.py
     max_source: int = 510                    # tokens; what is longer loses its end, or is read in windows
     max_target: int = 510
     stride: int = 128                        # tokens from one window of a long context to the next
-    decode_batch: int = 8                    # sources of equal length that are answered together
+    decode_batch: int = free(8)              # sources of equal length that are answered together
 
 
 @dataclass(frozen=True)
 class FinetuneAnswers(Decoding, Finetuning):
     """Fine-tune on prompts and answers, and report how the test is answered."""
     data: str = "data/answers/medquad.jsonl"         # prepare/answers.py; without splits it is divided 80 : 10 : 10
-    out: str = "out/medquad"                 # model, report.json, predictions.jsonl, log.jsonl
+    out: str = free("out/medquad")           # model, report.json, predictions.jsonl, log.jsonl
     short: bool = False                      # exact match, F1 and ranks instead of ROUGE and BLEU
     seed: int = 0
     epochs: float = 5                        # our choice, as every rate, epoch and batch here: none is published
@@ -79,7 +78,7 @@ class FinetuneAnswers(Decoding, Finetuning):
     batch_size: int = 8
     select_every: int = 0                    # steps between two looks at dev; 0 is after each epoch
     max_dev: int = 0                         # only the first n items of dev, in the split's (random) order; 0 is all
-    max_test: int = 0
+    max_test: int = free(0)
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,6 @@ PRESETS = {
                              epochs=3, batch_size=16, micro_batch_size=8, learning_rate=5e-5, warmup_ratio=0.0,
                              weight_decay=0.0),
 }
-FREE = {"max_test", *Decoding.__dataclass_fields__} - {"max_source", "max_target", "stride"}  # resuming
 
 
 def main(cfg):
@@ -131,14 +129,15 @@ def finetune_and_report(cfg, world):
         raise UserError(f"{cfg.data}: train, dev and test need an item each; there are {counts}")
     if world.rank == 0:
         print(f"{cfg.data}: " + ", ".join(f"{n:,} {name}" for name, n in counts.items()), flush=True)
-    state, cut = finetune(cfg, world, splits)
+    prepare_out(cfg, world, "training")
+    log, best, cut = finetune(cfg, world, splits)
     predictions = predict(cfg, world, splits["test"])
     if world.rank:
         return None
     report = assess(cfg.short, splits["test"], predictions) | {
-        "splits": counts, "best": state["best"], "truncated": cut, "seconds": time.perf_counter() - started,
+        "splits": counts, "best": best, "truncated": cut, "seconds": time.perf_counter() - started,
         "settings": asdict(cfg), "commit": git_commit()}
-    write_json_lines(out / "log.jsonl", state["log"])
+    write_json_lines(out / "log.jsonl", log)
     write_json_lines(out / "predictions.jsonl", predictions)
     write_json(out / "report.json", report)
     with written_whole(out / "model") as folder:
@@ -149,8 +148,8 @@ def finetune_and_report(cfg, world):
 
 
 def finetune(cfg, world, splits):
-    """One fine-tuning; OUT/training/best is then the best model on dev. Returns the loop's state and how many texts
-    were cut."""
+    """One fine-tuning; OUT/training/best is then the best model on dev. Returns the log, the best evaluation and how
+    many texts were cut."""
     torch.manual_seed(cfg.seed)
     model, tok, reader = build(cfg, world)
     train = [example for item in splits["train"] for example in reader.examples(item, every_window=True)]
@@ -166,11 +165,19 @@ def finetune(cfg, world, splits):
         # The mean over an answer's tokens: each example counts alike, as in the authors' batches of 1 a process.
         return -(net(examples) / n_N).sum()
 
-    state = {"settings": settings(cfg, ("data",), FREE), "log": [], "best": {"dev_log_perplexity": float("inf")}}
-    descend(cfg, world, cfg.seed, Path(cfg.out) / "training", model, len(train), loss_of,
-            partial(select, model, tok, dev, cfg, world), state, cfg.select_every)
+    def evaluate(step, best):
+        """The log-perplexity of dev's answers (nats per token); if it is the lowest so far, the model is saved."""
+        log_p = sum(log_probabilities(model, dev, cfg, world))
+        metrics = {"dev_log_perplexity": -log_p / sum(len(example.target) for example in dev)}
+        if not best or metrics["dev_log_perplexity"] < best["dev_log_perplexity"]:
+            best = metrics | {"step": step}
+            save_model(model, tok, Path(cfg.out) / "training/best", world)
+        return metrics, best
+
+    log, best = fine_tune(cfg, world, cfg.seed, Path(cfg.out) / "training", model, len(train), loss_of, evaluate,
+                          run_settings(cfg, ["data"]), cfg.select_every)
     world.wait()                                                   # for OUT/training/best, which rank 0 writes
-    return state, {"train": cut, "dev": reader.cut}
+    return log, best, {"train": cut, "dev": reader.cut}
 
 
 def build(cfg, world):
@@ -195,27 +202,11 @@ def make_reader(cfg, tok, gpt_cfg):
     return Reader(tok, tok.specials[START], cfg.max_source, cfg.max_target, cfg.stride)
 
 
-def select(model, tok, dev, cfg, world, state):
-    """Note the log-perplexity of dev's answers (nats a token); where it is the lowest so far, keep the model."""
-    log_p = sum(log_probabilities(model, dev, cfg, world))
-    state["log"][-1]["dev_log_perplexity"] = nats = -log_p / sum(len(example.target) for example in dev)
-    if nats < state["best"]["dev_log_perplexity"]:
-        state["best"] = {"dev_log_perplexity": nats, "step": state["log"][-1]["step"]}
-        save_model(model, tok, Path(cfg.out) / "training/best", world)
-    return f"dev {nats:.3f} nats a token"
-
-
-@torch.no_grad()
 def log_probabilities(model, examples, cfg, world):
     """log p of each example's target, on every process."""
-    model.eval()
-    order = torch.tensor([len(example) for example in examples]).argsort()
     log_p_N = torch.zeros(len(examples), device=world.device)
-    for batch in order.split(cfg.micro_batch_size * world.size):
-        for part, weight, _ in parts(batch, world, cfg.micro_batch_size):
-            with computing(world, cfg):
-                log_p = model([examples[j] for j in part])
-            log_p_N[part] += weight * log_p
+    for part, log_p in outputs_by_length(model, examples, cfg.micro_batch_size, world, cfg.dtype):
+        log_p_N[part] = log_p
     return world.sum(log_p_N).tolist()
 
 
@@ -226,7 +217,6 @@ def predict(cfg, world, test):
     dtype = torch.bfloat16 if cfg.dtype == "bfloat16" else torch.float32
     gpt, tok = load(str(Path(cfg.out) / "training/best"), dtype, world.device)
     reader, alone = make_reader(cfg, tok, gpt.cfg), replace(world, rank=0, size=1)
-    cfg = replace(cfg, parallel="none")                            # from here on each process has a model of its own
     mine, model = test[world.rank::world.size], AnswerModel(gpt, tok.eos_id)
     references = [example for item in mine for example in reader.examples(item)[:1]]
     reference_log_p = log_probabilities(model, references, cfg, alone)

@@ -1,26 +1,29 @@
-"""Fine-tuning on multiple-choice questions, which BioMedLM is for.
+"""Fine-tuning on multiple-choice questions, the task that BioMedLM is for.
 
-Teaches how a language model becomes a classifier: a linear layer scores each option, a softmax over a question's
-options turns scores into a loss, and the rest is train.py's loop. The epoch that is best on dev is the one tested.
-Not here: what the model reads and where its scores come from (heads.py), why that is one row a question (packed.py),
-which weights learn (trainable.py), what a score is worth (report.py), each benchmark's files (prepare/qa.py).
+Teaches how a language model becomes a classifier: a linear layer gives each option a score, a softmax over a question's
+options turns the scores into a loss, and the training loop is the usual one. The epoch with the best accuracy on dev is
+tested and kept.
+Not here: what the model reads and which output is the score (questions/heads.py), why a question is one row
+(questions/packed.py), the loop (training/finetuning.py), which weights learn (training/trainable.py), what a score is
+worth (questions/report.py), the files of each benchmark (prepare/qa.py).
 
     python finetune_qa.py demo                           # out/demo/model on data/demo's questions
-    python finetune_qa.py demo --untrained --out out/demo/untrained         # its twin that never read the text
+    python finetune_qa.py demo --untrained --out out/demo/untrained         # the same shape with random weights
     python finetune_qa.py medqa --model stanford-crfm/BioMedLM --train F --dev F --test F
     python finetune_qa.py medqa --lora-rank 16 --weights bfloat16 --recompute-every 1        # on one 8 GB GPU
-    python finetune_qa.py medqa --plan                   # the memory that each way takes; runs nothing
-    python finetune_qa.py zeroshot --model stanford-crfm/BioMedLM --test F  # no training: the likeliest option
+    python finetune_qa.py medqa --plan                   # the memory that each way takes; trains nothing
+    python finetune_qa.py ask --model out/medqa/model --question TEXT --options A B C        # or --file, --interactive
+    python finetune_qa.py zeroshot --model stanford-crfm/BioMedLM --test F  # no training: the most likely option
     python finetune_qa.py evaluate --predictions F --questions F            # score a file of predictions
 
-The files of questions have one format for all benchmarks (questions.py). OUT/report.json holds the scores,
-OUT/predictions.jsonl every prediction. An interrupted run goes on from OUT/seeds by the same command; a finished one
-begins anew. Bolton et al. 2024 (arXiv 2403.18421), section 4; "our choice" marks what it does not say.
+All benchmarks share one file format (questions/format.py). OUT/model is the best model, OUT/report.json has the scores,
+OUT/predictions.jsonl every prediction. The same command resumes an interrupted run from OUT/seeds; a finished run
+starts again from the beginning. Bolton et al. 2024 (arXiv 2403.18421), section 4; "our choice" marks what it leaves
+open.
 """
 import shutil
 import time
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -30,20 +33,29 @@ import torch.nn.functional as F
 import tyro
 
 from baselines import load
-from plumbing.common import UserError, git_commit, parse_args, speaking_to_the_user, write_json, write_json_lines
+from plumbing.common import (
+    UserError,
+    check_ranges,
+    free,
+    git_commit,
+    parse_args,
+    speaking_to_the_user,
+    write_json,
+    write_json_lines,
+    written_whole,
+)
 from plumbing.runtime import matrix_dtype
-from questions import heads
-from questions.format import read_questions
-from questions.heads import labels_of, predict
+from questions.ask import HEAD, Ask, ask
+from questions.format import read_questions, read_test
+from questions.heads import Classifier, labels_of, predict, reader_for
 from questions.metrics import accuracy
-from questions.report import assess, predictions_of, read_predictions, summary
+from questions.report import assess, left_out_of_pretraining, predictions_of, read_predictions, summary
 from questions.zero_shot import ZeroShot, zero_shot
-from training.finetuning import Finetuning, descend, settings
+from training.finetuning import RANGES, Finetuning, fine_tune, prepare_out, run_settings, save_model
 from training.parallel import device_mesh, join_world, shard_model
 from training.trainable import check_weights, choose_weights
 
 FILES = ("train", "dev", "test")
-FREE = {"seeds", "compare", "plan"}          # settings that may change before an interrupted run goes on
 
 
 @dataclass(frozen=True)
@@ -52,19 +64,19 @@ class FinetuneQA(Finetuning):
     train: str = "data/qa/medqa_train.jsonl"
     dev: str = "data/qa/medqa_dev.jsonl"     # chooses the epoch that is tested
     test: str = "data/qa/medqa_test.jsonl"
-    out: str = "out/medqa"                   # report.json, predictions.jsonl, log.jsonl
+    out: str = free("out/medqa")             # model, report.json, predictions.jsonl, log.jsonl
     head: Literal["option", "label"] = "option"     # label: for questions that share their options, as yes and no
-    untrained: bool = False                  # begin from random weights: what did pretraining buy?
-    seeds: tuple[int, ...] = (0, 1, 2)       # one fine-tuning each
+    untrained: bool = False                  # begin from random weights, to measure what pretraining adds
+    seeds: tuple[int, ...] = free((0, 1, 2)) # one fine-tuning each
     max_length: int = 512                    # tokens of question and option; longer questions lose their beginning
-    compare: str = ""                        # another model's predictions.jsonl on the same test: a paired test
-    plan: bool = False                       # print the memory that each way of training takes, and run nothing
+    compare: str = free("")                  # another model's predictions.jsonl on the same test: a paired test
+    plan: bool = free(False)                 # print the memory that each way of training takes; train nothing
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Score a file of predictions from anywhere."""
-    predictions: str                         # JSON lines {"id", "prediction"}, and "scores" and "seed" if there are any
+    """Score a file of predictions, by this script or any other program."""
+    predictions: str                         # JSON lines {"id", "prediction"}; "scores" and "seed" are optional
     questions: str
     train: str = ""                          # the training questions: what guessing reaches, and overlap with the test
     compare: str = ""                        # another file of predictions: a paired test
@@ -76,9 +88,10 @@ def preset(task, **changes):
                       out=f"out/{task}", **changes)
 
 
-# The paper tells the search, not what was chosen. Published: for MedQA 2e-6, 20 epochs of 512 tokens, warm-up 0.5 (the
-# authors' answer to a user; batch 16 is our choice); for PubMedQA and BioASQ rates of 2e-6 and 5e-6, batches of 8 to
-# 32, 5 to 50 epochs, warm-up 0.5, seeds 1 to 3, from which we choose. Epochs and batch of MedMCQA are our choice.
+# The paper gives the ranges of its search, not the result. Published: for MedQA 2e-6, 20 epochs of 512 tokens, warm-up
+# 0.5 (the authors' answer to a user; batch 16 is our choice); for PubMedQA and BioASQ rates of 2e-6 and 5e-6, batches
+# of 8 to 32, 5 to 50 epochs, warm-up 0.5, seeds 1 to 3, and we choose among them. MedMCQA's epochs and batch are our
+# choice.
 PRESETS = {
     "medqa": preset("medqa"),
     "medqa5": preset("medqa5"),
@@ -88,21 +101,27 @@ PRESETS = {
     # One model for all subjects, tuned on MedMCQA and MedQA: `cat` their training files. Our choice of dev: MedQA's.
     "mmlu": replace(preset("mmlu", epochs=3, batch_size=32, micro_batch_size=32),
                     train="data/qa/medmcqa_medqa_train.jsonl", dev="data/qa/medqa_dev.jsonl"),
+    # Which part of an abstract is this sentence? (prepare/qa.py sections.) Our choice, for a small model on a CPU.
+    "sections": preset("sections", head="label", epochs=3, micro_batch_size=16, learning_rate=3e-4, warmup_ratio=0.1,
+                       max_length=128),
     "demo": FinetuneQA(
         model="out/demo/model", train="data/demo/questions/train.jsonl", dev="data/demo/questions/dev.jsonl",
         test="data/demo/questions/test.jsonl", out="out/demo/qa", epochs=1, batch_size=16, micro_batch_size=16,
         learning_rate=3e-4, warmup_ratio=0.1, weight_decay=0.01, max_length=128),
     "zeroshot": ZeroShot(),
+    "ask": Ask(),
     "evaluate": Evaluate(tyro.MISSING, tyro.MISSING),
 }
 
 
 def main(cfg):
-    """Do what the settings are of, and return the report."""
+    """Run the command that cfg belongs to, and return its result."""
     if isinstance(cfg, Evaluate):
-        return evaluate(cfg)
+        return score_file(cfg)
     if isinstance(cfg, ZeroShot):
         return zero_shot(cfg)
+    if isinstance(cfg, Ask):
+        return ask(cfg)
     check(cfg)
     if cfg.plan:
         from launch.plan_qa import print_plan
@@ -112,15 +131,18 @@ def main(cfg):
 
 
 def finetune_all(cfg, world):
-    """Fine-tune once for each seed, and write the report."""
+    """Fine-tune once for each seed; write the report and the model that was best on dev."""
     cfg = replace(cfg, dtype=matrix_dtype(cfg.dtype, world.device))
     check_weights(cfg)
-    train, dev, test = (read_questions(path) for path in (cfg.train, cfg.dev, cfg.test))
+    train, dev, test = read_questions(cfg.train), read_questions(cfg.dev), read_test(cfg.test)
     if cfg.compare:
-        read_predictions(cfg.compare, test)            # now, not after hours: is it of these questions?
-    out, started, log, predictions = Path(cfg.out), time.perf_counter(), [], []
+        read_predictions(cfg.compare, test)            # a wrong file is an error now, not after hours
+    prepare_out(cfg, world, "seeds")
+    out, started = Path(cfg.out), time.perf_counter()
+    log, predictions, on_dev = [], [], {}
     for seed in cfg.seeds:
         best, lines, cut = finetune(cfg, world, seed, train, dev, test)
+        on_dev[seed] = best["dev_accuracy"]
         predictions += predictions_of(seed, test, best["scores"])
         log += [{"seed": seed} | line for line in lines]
         if world.rank == 0:
@@ -129,66 +151,77 @@ def finetune_all(cfg, world):
     if world.rank:
         return None
     report = assess(test, predictions, train, cfg.compare) | {
-        "truncated": cut, "seconds": time.perf_counter() - started, "settings": asdict(cfg), "commit": git_commit()}
+        "left_out_of_pretraining": left_out_of_pretraining(cfg.model, cfg.test), "truncated": cut,
+        "seconds": time.perf_counter() - started, "settings": asdict(cfg), "commit": git_commit()}
     write_json_lines(out / "log.jsonl", log)
     write_json_lines(out / "predictions.jsonl", predictions)
     write_json(out / "report.json", report)
+    chosen = max(on_dev, key=on_dev.get)
+    if not (out / f"seeds/{chosen}/best").is_dir():
+        raise UserError(f"wrote {out}/report.json, but no model: an older version began this run; use --restart")
+    with written_whole(out / "model") as folder:
+        shutil.copytree(out / f"seeds/{chosen}/best", folder)
     shutil.rmtree(out / "seeds")
-    print(f"{summary(report)}. Wrote {out}/report.json")
+    print(f"{summary(report)}. Wrote {out}/report.json and {out}/model (seed {chosen}). Ask it:\n"
+          f"    python finetune_qa.py ask --model {out}/model --interactive")
     return report
 
 
 def finetune(cfg, world, seed, train, dev, test):
-    """One fine-tuning. Returns what the best epoch on dev predicted for the test, the log, and how many questions of
-    each file were too long."""
+    """One fine-tuning; OUT/seeds/SEED/best is then the best model on dev. Returns its evaluation (with the test's
+    scores), the log, and how many questions of each file were too long."""
     torch.manual_seed(seed)
-    model, trees, cut = build(cfg, world, seed, {"train": train, "dev": dev, "test": test})
+    model, tok, reader, trees, cut = build(cfg, world, seed, {"train": train, "dev": dev, "test": test})
+    about = {HEAD: {"head": cfg.head, "labels": reader.labels, "max_length": reader.max_length}}
 
     def loss_of(net, part):
         answers_Q = torch.tensor([train[j].answer for j in part], device=world.device)
         return F.cross_entropy(net([trees["train"][j] for j in part]), answers_Q, reduction="sum")
 
-    state = {"settings": settings(cfg, FILES, FREE), "log": [], "best": {"dev_accuracy": -1.0}}
-    descend(cfg, world, seed, Path(cfg.out) / "seeds" / str(seed), model, len(train), loss_of,
-            partial(select, model, trees, dev, cfg, world), state)
-    return state["best"], state["log"], cut
+    def evaluate(step, best):
+        """The accuracy on dev; if it is the best so far, the test is predicted with these weights."""
+        predicted = [int(np.argmax(s)) for s in predict(model, trees["dev"], cfg, world)]
+        metrics = {"dev_accuracy": accuracy(predicted, [q.answer for q in dev])}
+        if not best or metrics["dev_accuracy"] > best["dev_accuracy"]:
+            best = metrics | {"scores": predict(model, trees["test"], cfg, world)}
+            save_model(model, tok, folder / "best", world, about)
+        return metrics, best
 
-
-def select(model, trees, dev, cfg, world, state):
-    """Note the accuracy on dev; where it is the best so far, what the model now says of the test is what counts."""
-    predicted = [int(np.argmax(s)) for s in predict(model, trees["dev"], cfg, world)]
-    state["log"][-1]["dev_accuracy"] = best = accuracy(predicted, [q.answer for q in dev])
-    if best > state["best"]["dev_accuracy"]:
-        state["best"] = {"dev_accuracy": best, "scores": predict(model, trees["test"], cfg, world)}
-    return f"dev {best:.1%}"
+    folder = Path(cfg.out) / "seeds" / str(seed)
+    log, best = fine_tune(cfg, world, seed, folder, model, len(train), loss_of, evaluate, run_settings(cfg, FILES))
+    return best, log, cut
 
 
 def build(cfg, world, seed, files):
-    """The model with its new head and tokens, the trees of each file, and how many questions of each were cut."""
-    device = torch.device("cpu") if cfg.parallel == "fsdp" else world.device       # fsdp moves block by block
+    """The model with its new head and tokens, its tokenizer, its reader, the trees of each file, and how many questions
+    of each file were cut."""
+    device = torch.device("cpu") if cfg.parallel == "fsdp" else world.device       # fsdp moves each block by itself
     gpt, tok = load(cfg.model, getattr(torch, cfg.weights), device, allow_encoders=True)
-    reading = getattr(gpt, "reading", heads)     # what is not causal brings its own rows: baselines/encoder_rows.py
     if cfg.untrained:
         gpt.init_weights(seed)
     labels = labels_of([q for questions in files.values() for q in questions]) if cfg.head == "label" else ()
-    n_new = len(reading.NEW_TOKENS[cfg.head])
-    first_new = gpt.add_tokens(n_new)            # behind every row the weights have, which may be more than len(tok)
-    model = heads.Classifier(gpt, first_new + n_new - 1, labels, reading.read).to(device)
-    choose_weights(model, cfg, n_new)
+    new = [name for name in reader_for(gpt).NEW_TOKENS[cfg.head] if name not in tok.specials]
+    first_new = gpt.add_tokens(len(new))         # after all rows of the weights, which may be more than len(tok)
+    for i, name in enumerate(new, first_new):
+        tok.add_special(name, i)
+    reader = reader_for(gpt)(cfg.head, tok, first_new, min(cfg.max_length, gpt.cfg.n_positions), labels)
+    model = Classifier(gpt, reader.pad_id, labels).to(device)
+    choose_weights(model, cfg, len(new))
     if cfg.parallel == "fsdp":
         shard_model(model, device_mesh(world, 0), cfg.dtype)
     trees, cut = {}, {}
     for name, questions in files.items():
-        reader = reading.Reader(cfg.head, tok, first_new, min(cfg.max_length, gpt.cfg.n_positions), labels)
-        trees[name], cut[name] = [reader(q) for q in questions], reader.cut
+        reader.cut = 0
+        trees[name] = [reader(q) for q in questions]
+        cut[name] = reader.cut
         if reader.cut and world.rank == 0:
             print(f"{name}: {reader.cut:,} of {len(questions):,} questions are longer than {reader.max_length} tokens "
                   "and were cut")
-    return model, trees, cut
+    return model, tok, reader, trees, cut
 
 
-def evaluate(cfg):
-    questions = read_questions(cfg.questions)
+def score_file(cfg):
+    questions = read_test(cfg.questions)
     report = assess(questions, read_predictions(cfg.predictions, questions),
                     read_questions(cfg.train) if cfg.train else None, cfg.compare)
     print(summary(report))
@@ -198,9 +231,7 @@ def evaluate(cfg):
 
 
 def check(cfg):
-    for name in ("epochs", "batch_size", "micro_batch_size", "max_length"):
-        if getattr(cfg, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} is {getattr(cfg, name)}; it must be at least 1")
+    check_ranges(cfg, RANGES | {"max_length": (1, None)})
     if not cfg.seeds or len(set(cfg.seeds)) < len(cfg.seeds):
         raise UserError("--seeds must name at least one, and none twice")
 

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 
 from data import document_starts
 from plumbing.common import UserError, read_json_lines
-from questions.packed import first_fit
+from questions.packed import first_fit, row_length
 
 START = "<|startoftext|>"
 SHARES = {"train": 0.8, "dev": 0.1, "test": 0.1}
@@ -160,9 +160,8 @@ class AnswerModel(nn.Module):
     def forward(self, examples):
         """log_p_N in nats (fp32), one for each example."""
         device = self.gpt.ln_f.weight.device
-        # As in heads.py: rows no longer than a third of D keep attention to 6 % of the work, if the examples allow it.
         lengths = [len(example) for example in examples]
-        rows = first_fit(lengths, max(self.gpt.cfg.n_embd // 3, *lengths))
+        rows = first_fit(lengths, max(row_length(self.gpt), *lengths))
         width = max(sum(lengths[i] for i in row) for row in rows)
         ids_BT, places = torch.full((len(rows), width), self.eos_id), []
         for b, row in enumerate(rows):

@@ -27,15 +27,12 @@ from answers.report import shown, span_scores
 from answers.scores import best_threshold, squad2_scores
 from answers.spans import SPAN, SpanModel, SpanReader, best_spans, read_off, read_squad, span_loss
 from baselines import load
-from plumbing.common import UserError, git_commit, write_json, write_json_lines, written_whole
+from plumbing.common import UserError, free, git_commit, write_json, write_json_lines, written_whole
 from plumbing.huggingface import find_folder, read_tensors
 from plumbing.runtime import matrix_dtype
-from questions.heads import computing, parts
-from training.finetuning import Finetuning, descend, save_model, settings
+from training.finetuning import Finetuning, fine_tune, outputs_by_length, prepare_out, run_settings, save_model
 from training.parallel import device_mesh, join_world, shard_model
 from training.trainable import check_weights, choose_weights
-
-FREE = {"seeds"}                             # may change before an interrupted run goes on
 
 
 @dataclass(frozen=True)
@@ -44,12 +41,12 @@ class FinetuneSpan(Finetuning):
     train: str = "data/qa/squad_train.json"  # SQuAD's shape, 1.1 or 2.0
     dev: str = ""                            # chooses step and threshold; "" is a tenth of train's questions
     test: str = "data/qa/squad_test.json"
-    out: str = "out/span"                    # model, report.json, predictions.jsonl, log.jsonl
+    out: str = free("out/span")              # model, report.json, predictions.jsonl, log.jsonl
     untrained: bool = False                  # begin from random weights
-    seeds: tuple[int, ...] = (0,)            # one fine-tuning each
+    seeds: tuple[int, ...] = free((0,))      # one fine-tuning each
     epochs: float = 2
     batch_size: int = 32                     # windows, as every size here
-    micro_batch_size: int = 8
+    micro_batch_size: int = free(8)
     learning_rate: float = 3e-5
     warmup_ratio: float = 0.1
     weight_decay: float = 0.01
@@ -73,6 +70,7 @@ def finetune_all(cfg, world):
     cfg = replace(cfg, dtype=matrix_dtype(cfg.dtype, world.device))
     check_weights(cfg)
     files, counts = read_files(cfg, world)
+    prepare_out(cfg, world, "seeds")
     out, started, log, runs, best = Path(cfg.out), time.perf_counter(), [], {}, {}
     for seed in cfg.seeds:
         best[seed], lines, windows = finetune(cfg, world, seed, files)
@@ -144,12 +142,12 @@ def finetune(cfg, world, seed, files):
         return span_loss(*net(chosen), chosen)
 
     folder = Path(cfg.out) / "seeds" / str(seed)
-    state = {"settings": settings(cfg, [name for name in ("train", "dev", "test") if getattr(cfg, name)], FREE),
-             "log": [], "best": {"dev_f1": -1.0}}
-    descend(cfg, world, seed, folder, model, len(windows["train"]), loss_of,
-            partial(select, model, tok, files, windows, cfg, world, folder / "best"), state, cfg.select_every)
+    given = [name for name in ("train", "dev", "test") if getattr(cfg, name)]
+    log, best = fine_tune(cfg, world, seed, folder, model, len(windows["train"]), loss_of,
+                          partial(evaluate, model, tok, files, windows, cfg, world, folder / "best"),
+                          run_settings(cfg, given), cfg.select_every)
     world.wait()                                                   # for the folder, which rank 0 writes
-    return state["best"], state["log"], counts
+    return best, log, counts
 
 
 def build(cfg, world, seed):
@@ -158,13 +156,13 @@ def build(cfg, world, seed):
     gpt, tok = load(cfg.model, getattr(torch, cfg.weights), device, allow_encoders=True)
     if cfg.untrained:
         gpt.init_weights(seed)
-    reading = {"read": gpt.reading.read} if hasattr(gpt, "reading") else {}        # an encoder's: encoder_rows.py
-    names = gpt.reading.SPAN if reading else SPAN
+    names = SPAN if gpt.causal else ("[CLS]", "[SEP]", "[SEP]")
     new = [name for name in dict.fromkeys(names) if name not in tok.specials]
     first = gpt.add_tokens(len(new)) if new else 0
     ids = [tok.add_special(name, first + new.index(name) if name in new else None) for name in names]
-    model = SpanModel(gpt, ids[-1], **reading).to(device)
-    head = {name.split(".")[1]: tensor for name, tensor in read_tensors(find_folder(cfg.model), head=True)}
+    model = SpanModel(gpt, ids[-1]).to(device)
+    head = {name.split(".")[1]: tensor for name, tensor in read_tensors(find_folder(cfg.model), head=True)
+            if name.startswith("qa_outputs.")}
     if head and not cfg.untrained:
         model.qa_outputs.load_state_dict(head)
     choose_weights(model, cfg, len(new))
@@ -173,12 +171,12 @@ def build(cfg, world, seed):
     if cfg.parallel == "fsdp":
         shard_model(model, device_mesh(world, 0), cfg.dtype)
     max_length = min(cfg.max_length, gpt.cfg.n_positions)
-    front = () if reading else tok.front               # an encoder's [CLS] is among the ids
+    front = tok.front if gpt.causal else ()            # an encoder's [CLS] is among the ids
     return model, tok, SpanReader(tok, ids, max_length, cfg.max_question, cfg.stride, front)
 
 
-def select(model, tok, files, windows, cfg, world, folder, state):
-    """Note F1 on dev; where it is the best so far, keep the model and what it says of the test."""
+def evaluate(model, tok, files, windows, cfg, world, folder, step, best):
+    """F1 on dev; if it is the best so far, the model is saved and the test is predicted with it."""
     found = {"dev": read_off(files["dev"], windows["dev"], predict(model, windows["dev"], cfg, world))}
     rows_N2 = np.array([squad2_scores(best[0][0] if best else "", item.answers)
                         for item, (_, best) in zip(files["dev"], found["dev"], strict=True)])
@@ -187,13 +185,11 @@ def select(model, tok, files, windows, cfg, world, folder, state):
         silent, margins = [float(not item.answers) for item in files["dev"]], [margin for margin, _ in found["dev"]]
         scores["dev_exact"], scores["exact_threshold"] = best_threshold(margins, rows_N2[:, 0], silent)
         scores["dev_f1"], scores["threshold"] = best_threshold(margins, rows_N2[:, 1], silent)
-    state["log"][-1] |= scores
-    if scores["dev_f1"] > state["best"]["dev_f1"]:
+    if not best or scores["dev_f1"] > best["dev_f1"]:
         test = read_off(files["test"], windows["test"], predict(model, windows["test"], cfg, world))
-        state["best"] = scores | {"step": state["log"][-1]["step"],
-                                  "records": records(files["test"], test, scores["threshold"])}
+        best = scores | {"step": step, "records": records(files["test"], test, scores["threshold"])}
         save_model(model, tok, folder, world)
-    return f"dev F1 {scores['dev_f1']:.3f}"
+    return scores, best
 
 
 def records(items, found, threshold):
@@ -203,19 +199,12 @@ def records(items, found, threshold):
              "margin": margin, "candidates": best} for item, (margin, best) in zip(items, found, strict=True)]
 
 
-@torch.no_grad()
 def predict(model, windows, cfg, world):
-    """spans.best_spans of every window, on every process; like lengths are read together."""
-    model.eval()
-    order, size = sorted(range(len(windows)), key=lambda i: len(windows[i])), cfg.micro_batch_size * world.size
+    """spans.best_spans of every window, on every process."""
     found = []
-    for i in range(0, len(windows), size):
-        for part, weight, _ in parts(np.array(order[i:i + size]), world, cfg.micro_batch_size):
-            with computing(world, cfg):
-                start_NS, end_NS = (scores.cpu() for scores in model([windows[j] for j in part]))
-            if weight:
-                found += [(int(j), best_spans(start_S, end_S, cfg.max_answer, cfg.n_best))
-                          for j, start_S, end_S in zip(part, start_NS, end_NS, strict=True)]
+    for part, (start_NS, end_NS) in outputs_by_length(model, windows, cfg.micro_batch_size, world, cfg.dtype):
+        found += [(int(i), best_spans(start_S, end_S, cfg.max_answer, cfg.n_best))
+                  for i, start_S, end_S in zip(part, start_NS.cpu(), end_NS.cpu(), strict=True)]
     return [best for _, best in sorted(world.gather(found), key=lambda one: one[0])]
 
 

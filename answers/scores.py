@@ -15,7 +15,7 @@ import numpy as np
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU
 
-from questions.overlap import words
+from questions.metrics import words
 
 ROUGES = ("rouge1", "rouge2", "rougeL")
 DRAWS = 1000

@@ -159,9 +159,9 @@ def target(spans, piece):
 class SpanModel(nn.Module):
     """A GPT or an encoder and two numbers for each token: is it the answer's first, is it the last?"""
 
-    def __init__(self, gpt, pad_id, read=heads.read):
+    def __init__(self, gpt, pad_id):
         super().__init__()
-        self.gpt, self.pad_id, self.read = gpt, pad_id, read
+        self.gpt, self.pad_id = gpt, pad_id
         self.qa_outputs = nn.Linear(gpt.cfg.n_embd, 2)            # transformers' name
         nn.init.normal_(self.qa_outputs.weight, 0.0, gpt.cfg.initializer_range)
         nn.init.zeros_(self.qa_outputs.bias)
@@ -172,12 +172,13 @@ class SpanModel(nn.Module):
 
     def forward(self, windows):
         """start_NS and end_NS (fp32) of each window's places: "no answer", its tokens, and -inf behind them."""
-        packed, x_BTD = self.read(self.gpt, [window.tree for window in windows], self.pad_id)
+        packed, x_BTD = heads.read(self.gpt, [window.tree for window in windows], self.pad_id)
         length_N = torch.tensor([len(window.chars) for window in windows], device=x_BTD.device)
         s_S = torch.arange(int(length_N.max()) + 1, device=x_BTD.device)
         real_NS = s_S <= length_N[:, None]
-        # Both kinds of model know whether there is an answer where they would answer any question: at last_N.
-        place_NS = torch.where(real_NS & (s_S > 0), packed.stem_N[:, None] + s_S, packed.last_N[:, None])
+        # Both kinds of model know whether there is an answer where they would answer any question: at branch_end_N.
+        token_NS = packed.prefix_end_N[:, None] + s_S
+        place_NS = torch.where(real_NS & (s_S > 0), token_NS, packed.branch_end_N[:, None])
         logits_NS2 = self.qa_outputs(x_BTD[packed.row_N[:, None], place_NS]).float()
         return logits_NS2.masked_fill(~real_NS[..., None], -torch.inf).unbind(-1)
 

@@ -9,7 +9,7 @@ normalises first); a token's type says which of two texts it belongs to.
     ALBERT       narrower, always projected    one, applied n_layer times      D -> E
 
 Left aside: BERT's pooler, which next-sentence prediction trained, and all heads but that for masked tokens. Not here:
-how questions become rows (baselines/encoder_rows.py), pretraining (baselines/pretrain_encoder.py).
+how questions become rows (questions/encoder_rows.py), pretraining (baselines/pretrain_encoder.py).
 
     model = Encoder.from_pretrained("google-bert/bert-base-uncased")
     logits_BTV = model.logits(model.hidden(ids_BT))
@@ -24,7 +24,6 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from baselines import encoder_rows
 from model import GPT
 from plumbing.common import UserError
 from plumbing.huggingface import fill, find_folder, read_config, read_tensors, write_config, write_tensors
@@ -195,7 +194,6 @@ class Encoder(nn.Module):
     """
 
     causal = False               # every token sees all others
-    reading = encoder_rows       # how it is asked; models without this are asked as heads.py does
 
     def __init__(self, cfg):
         super().__init__()

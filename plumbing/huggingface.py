@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from plumbing.common import UserError, read_object, shown, write_json, written_whole
 
 INDEX = "model.safetensors.index.json"
-SPAN_HEAD = "qa_outputs."   # as transformers' ...ForQuestionAnswering call it
+HEADS = ("qa_outputs.", "score.")    # of answers/spans.py (transformers' name), of questions/heads.py
 WANTED = ["*.json", "*.safetensors", "merges.txt", "vocab.txt"]      # of what the hub has
 OLD_WEIGHTS = ["pytorch_model*.bin"]                                 # and that, where it has no safetensors
 PART_BYTES = 4 * 2**30      # a save holds one part in memory beside the model
@@ -121,8 +121,8 @@ def end_ids(folder):
 
 
 def read_tensors(folder, head=False):
-    """Yield (name, tensor) for every tensor in the folder's weight files but those of a span head (spans.py); or, with
-    `head`, for those alone. Safetensors first, as everyone reads them.
+    """Yield (name, tensor) for every tensor in the folder's weight files but those of a fine-tuned head (HEADS); or,
+    with `head`, for those alone. Safetensors first, as everyone reads them.
 
     Tensors are mapped from disk: what is dropped or converted one at a time never stands in memory twice.
     """
@@ -136,7 +136,7 @@ def read_tensors(folder, head=False):
         for file in files:
             for name, tensor in open_weights(folder / file):
                 name = name.removeprefix("_orig_mod.").removeprefix("module.")            # torch.compile's, DDP's
-                if name.startswith(SPAN_HEAD) == head:
+                if name.startswith(HEADS) == head:
                     yield name, tensor
         return
     raise UserError(f"{folder}: holds no model.safetensors or pytorch_model.bin; which model's folder did you mean?")

@@ -1,33 +1,40 @@
-"""From a question to a score for each option: what the model is given to read, and which of its outputs is the answer.
+"""From a question to a score for each option: what the model reads, and which of its outputs is the answer.
 
-    option        question[SEP] option[SEP]                                 a number for each option, off its last token
-    label         <|CONTEXT|>context<|QUESTION|>question<|ANSWER|>          a number for each label, off the last token
-    likelihood    context, Question: question, Answer: option               the option's log-probability; no training
+    option        question[SEP] option[SEP]                               one number per option, from its last token
+    label         <|CONTEXT|>context<|QUESTION|>question<|ANSWER|>        one number per label, from the last token
+    likelihood    context, Question: question, Answer: option             the option's log-probability; no training
 
 The first two are the paper's (section 4): "option" where every question has options of its own (MedQA), "label" where
 all questions share theirs (yes, no, maybe). The third is what a language model can do before it is fine-tuned.
-Not here: how trees become rows (packed.py), the network (model.py).
+Not here: how trees become rows (packed.py, encoder_rows.py), the network (model.py, baselines/).
 """
-import numpy as np
+from dataclasses import fields, replace
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
 from plumbing.common import UserError
-from plumbing.runtime import autocast
-from questions.packed import Tree, pack
+from questions import encoder_rows, packed
+from questions.packed import Tree
+from training.finetuning import outputs_by_length
 
-NEW_TOKENS = {"option": ("[SEP]", "[PAD]"), "label": ("<|CONTEXT|>", "<|QUESTION|>", "<|ANSWER|>", "[PAD]"),
-              "likelihood": ("[PAD]",)}
+ENCODER_TOKENS = ("[CLS]", "[SEP]")
 
 
 class Reader:
-    """Turns questions into trees of ids; `cut` counts those that were too long and lost some of their beginning."""
+    """Turns questions into trees of ids. `cut` counts the questions that were too long and were shortened."""
+
+    NEW_TOKENS = {               # tokens that fine-tuning adds to the model; their ids begin at first_new
+        "option": ("[SEP]", "[PAD]"),
+        "label": ("<|CONTEXT|>", "<|QUESTION|>", "<|ANSWER|>", "[PAD]"),
+        "likelihood": ("[PAD]",)}
 
     def __init__(self, head, tok, first_new, max_length, labels=()):
         self.head, self.tok, self.max_length, self.labels, self.cut = head, tok, max_length, labels, 0
-        self.front = list(tok.front)     # nothing, or what a model of another family wants first
-        self.special = {name: first_new + i for i, name in enumerate(NEW_TOKENS[head])}
+        self.front = list(tok.front)     # ids that begin every text of another family; GPT-2 has none
+        self.special = {name: tok.specials.get(name, first_new + i) for i, name in enumerate(self.NEW_TOKENS[head])}
+        self.pad_id = self.special.get("[PAD]", 0)       # any id will do: no other token sees the padding
 
     def __call__(self, q):
         tree = {"option": self.option, "label": self.label, "likelihood": self.likelihood}[self.head](q)
@@ -40,7 +47,7 @@ class Reader:
         return self.tok.encode(text).tolist()
 
     def end_of(self, ids, room):
-        """The last `room` ids: what is asked stands at a question's end, so its beginning goes."""
+        """The last `room` ids. A question ends in what it asks, so a long one loses its beginning."""
         self.cut += len(ids) > room
         return ids[-room:] if room > 0 else []
 
@@ -52,18 +59,20 @@ class Reader:
         return Tree([*self.front, *self.end_of(question, room), sep], options)
 
     def label(self, q):
-        context, asks, answers = (self.special[name] for name in NEW_TOKENS["label"][:3])
+        context, asks, answers = (self.special[name] for name in ("<|CONTEXT|>", "<|QUESTION|>", "<|ANSWER|>"))
         question = self.ids(q.question.strip())
         most = self.max_length - len(self.front) - 3
         room = most - len(question)
-        if room < 0:                     # no room for any context, and not for all of the question
+        if room < 0:                     # no room for any context, nor for all of the question
             prefix = [context, asks, *self.end_of(question, most)]
         else:                            # as in the authors' code, a long context loses its end: the question stays
-            read = self.ids(q.context.strip())
-            self.cut += len(read) > room
-            prefix = [context, *read[:room], asks, *question]
-        classes = tuple(self.labels.index(option.strip()) for option in q.options)
-        return Tree([*self.front, *prefix], [[answers]], classes)
+            ids = self.ids(q.context.strip())
+            self.cut += len(ids) > room
+            prefix = [context, *ids[:room], asks, *question]
+        return Tree([*self.front, *prefix], [[answers]], self.classes(q))
+
+    def classes(self, q):
+        return tuple(self.labels.index(option.strip()) for option in q.options)
 
     def likelihood(self, q):
         options = [self.ids(" " + option.strip()) for option in q.options]
@@ -73,7 +82,7 @@ class Reader:
 
 
 def labels_of(questions):
-    """The options that all questions share, sorted: their order must not depend on who occurs, or first."""
+    """The options that all questions share, sorted, so that every file yields the same order."""
     labels = sorted({option.strip() for q in questions for option in q.options})
     if len(labels) > 10:
         raise UserError(f"--head label is for questions that share their options, such as yes and no; these have "
@@ -81,21 +90,55 @@ def labels_of(questions):
     return labels
 
 
+class EncoderReader(Reader):
+    """The same for an encoder: each branch is read in a row of its own, and [CLS] answers.
+
+        option        [CLS] question [SEP] option [SEP]
+        label         [CLS] question [SEP] context [SEP]
+    """
+
+    NEW_TOKENS = {"option": (), "label": ()}
+
+    def __init__(self, head, tok, first_new, max_length, labels=()):
+        if head not in self.NEW_TOKENS:
+            raise UserError(f"an encoder has no probability for a text, which --head {head} needs")
+        super().__init__(head, tok, first_new, max_length, labels)
+        if missing := [name for name in ENCODER_TOKENS if name not in tok.specials]:
+            raise UserError(f"the tokenizer has no {missing[0]}, which an encoder reads before and between texts")
+        self.cls, self.sep = tok.specials["[CLS]"], tok.specials["[SEP]"]
+
+    def option(self, q):
+        options = [[*self.ids(" " + option.strip()), self.sep] for option in q.options]
+        question = self.ids(f"{q.context.strip()} {q.question.strip()}".strip())
+        return Tree([self.cls, *self.end_of(question, self.max_length - 2 - max(map(len, options))), self.sep], options)
+
+    def label(self, q):
+        question, context = self.ids(q.question.strip()), self.ids(q.context.strip())
+        room = self.max_length - 3 - len(question)
+        if room < 1:                     # no room for any context, nor for all of the question
+            prefix, context = [self.cls, *self.end_of(question, self.max_length - 2), self.sep], []
+        else:
+            self.cut += len(context) > room
+            prefix, context = [self.cls, *question, self.sep], context[:room]
+        return Tree(prefix, [[*context, self.sep] if context else []], self.classes(q))
+
+
+def reader_for(gpt):
+    return Reader if gpt.causal else EncoderReader
+
+
 def read(gpt, trees, pad_id):
-    """The packed trees, and the last hidden state of each of their tokens."""
-    # Attention over a row of T tokens costs T / 6D of what the matrix products cost: a third of D keeps it to 6 %.
-    packed = pack(trees, gpt.cfg.n_embd // 3, pad_id, gpt.ln_f.weight.device)
-    return packed, gpt.hidden(packed.ids_BT, visible_BTS=packed.visible_BTS, position_BT=packed.position_BT)
+    """(Packed, x_BTD): the trees in rows, and the last hidden state of each token, for either kind of model."""
+    return (packed.read if gpt.causal else encoder_rows.read)(gpt, trees, pad_id)
 
 
 class Classifier(nn.Module):
-    """A GPT and a linear layer on the last token of every branch. (read: how trees are laid into rows and read.)"""
+    """A model and a linear layer on the last token of every branch (an encoder's first token)."""
 
-    def __init__(self, gpt, pad_id, labels=(), read=read):
+    def __init__(self, gpt, pad_id, labels=()):
         super().__init__()
-        self.gpt, self.pad_id, self.read = gpt, pad_id, read
-        del gpt.lm_head              # nobody will ask for the next token
-        gpt.lm_head = None
+        self.gpt, self.pad_id = gpt, pad_id
+        drop_language_head(gpt)
         self.score = nn.Linear(gpt.cfg.n_embd, len(labels) or 1, bias=not labels)     # as in the authors' two scripts
         nn.init.normal_(self.score.weight, 0.0, gpt.cfg.initializer_range)
         if not labels:
@@ -103,64 +146,51 @@ class Classifier(nn.Module):
 
     @property
     def h(self):
-        return self.gpt.h            # the blocks, where parallel.py looks for what it is to slice
+        return self.gpt.h            # the blocks that parallel.py shards
 
     def forward(self, trees):
-        """trees: a question each. Returns scores_QO in fp32; -inf where a question has fewer options."""
-        packed, x_BTD = self.read(self.gpt, trees, self.pad_id)
-        scores_NC = self.score(x_BTD[packed.row_N, packed.last_N]).float()
+        """trees: one per question. Returns scores_QO in fp32; -inf where a question has fewer options."""
+        rows, x_BTD = read(self.gpt, trees, self.pad_id)
+        scores_NC = self.score(x_BTD[rows.row_N, rows.branch_end_N]).float()
         scores = [of_tree[0, list(tree.classes)] if tree.classes else of_tree[:, 0]
-                  for tree, of_tree in zip(trees, scores_NC.split(packed.sizes), strict=True)]
+                  for tree, of_tree in zip(trees, scores_NC.split(rows.sizes), strict=True)]
         return nn.utils.rnn.pad_sequence(scores, batch_first=True, padding_value=-torch.inf)
 
 
+def drop_language_head(gpt):
+    """A classifier does not predict the next token. For families with a separate head, the configuration says so."""
+    del gpt.lm_head
+    gpt.lm_head = None
+    without = {"tied": True, "masked_head": False}              # Llama's, an encoder's
+    gpt.cfg = replace(gpt.cfg, **{f.name: without[f.name] for f in fields(gpt.cfg) if f.name in without})
+
+
 class Likelihood(nn.Module):
-    """A GPT as it is: the log-probability, in nats, of each option behind its question."""
+    """A GPT without a new head: the log-probability, in nats, of each option after its question."""
 
     def __init__(self, gpt, pad_id):
         super().__init__()
         self.gpt, self.pad_id = gpt, pad_id
 
     def forward(self, trees):
-        packed, x_BTD = read(self.gpt, trees, self.pad_id)
+        rows, x_BTD = read(self.gpt, trees, self.pad_id)
         branches = [branch for tree in trees for branch in tree.branches]
         scores = []
-        for row, stem, last, branch in zip(packed.row_N, packed.stem_N, packed.last_N, branches, strict=True):
-            # The prefix's last token predicts the option's first; each of the option's the one behind it.
-            before = torch.cat([stem[None], torch.arange(last - len(branch) + 1, last, device=last.device)])
-            logits_TV = self.gpt.logits(x_BTD[row, before]).float()
-            target_T = torch.tensor(branch, device=last.device)
+        places = zip(rows.row_N, rows.prefix_end_N, rows.branch_end_N, branches, strict=True)
+        for row, prefix_end, branch_end, branch in places:
+            # The prefix's last token predicts the option's first; each token of the option predicts the next.
+            inside = torch.arange(branch_end - len(branch) + 1, branch_end, device=branch_end.device)
+            logits_TV = self.gpt.logits(x_BTD[row, torch.cat([prefix_end[None], inside])]).float()
+            target_T = torch.tensor(branch, device=branch_end.device)
             scores.append(-F.cross_entropy(logits_TV, target_T, reduction="sum"))
-        return nn.utils.rnn.pad_sequence(torch.stack(scores).split(packed.sizes), batch_first=True,
+        return nn.utils.rnn.pad_sequence(torch.stack(scores).split(rows.sizes), batch_first=True,
                                          padding_value=-torch.inf)
 
 
-def parts(batch, world, size):
-    """This process's questions of a batch, `size` at a time: (indices, weight, is it the last?). All processes get the
-    same number of parts, since fsdp needs all in every pass; one that has run out reads a question with weight 0."""
-    mine, n = batch[world.rank::world.size], -(-len(batch) // world.size)
-    for start in range(0, n, size):
-        part = mine[start:start + size]
-        yield (part, 1.0, start + size >= n) if len(part) else (batch[:1], 0.0, start + size >= n)
-
-
-@torch.no_grad()
 def predict(model, trees, cfg, world):
-    """The scores of every question's options, as lists, on every process; like lengths are read together."""
-    model.eval()
-    order = sorted(range(len(trees)), key=lambda i: len(trees[i]))
-    width = max(len(tree.classes or tree.branches) for tree in trees)
-    scores_QO = torch.zeros(len(trees), width, device=world.device)
-    for i in range(0, len(trees), cfg.batch_size):
-        for part, weight, _ in parts(np.array(order[i:i + cfg.batch_size]), world, cfg.batch_size):
-            with computing(world, cfg):
-                of_part = model([trees[j] for j in part])
-            if weight:
-                scores_QO[torch.tensor(part), :of_part.shape[1]] = of_part
-    return [s[:len(tree.classes or tree.branches)] for s, tree in
-            zip(world.sum(scores_QO).tolist(), trees, strict=True)]
-
-
-def computing(world, cfg):
-    """Matrix products in cfg.dtype; fsdp casts by itself."""
-    return autocast(world.device, "float32" if getattr(cfg, "parallel", "none") == "fsdp" else cfg.dtype)
+    """The scores of every question's options, as lists, on every process."""
+    counts = [len(tree.classes or tree.branches) for tree in trees]
+    scores_QO = torch.zeros(len(trees), max(counts), device=world.device)
+    for part, of_part in outputs_by_length(model, trees, cfg.batch_size, world, cfg.dtype):
+        scores_QO[torch.tensor(part), :of_part.shape[1]] = of_part
+    return [scores[:n] for scores, n in zip(world.sum(scores_QO).tolist(), counts, strict=True)]

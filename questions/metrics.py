@@ -1,9 +1,10 @@
-"""Numbers one can trust: what a score on a few hundred questions is worth.
+"""What a score on a few hundred questions is worth.
 
-Teaches the interval behind an accuracy, the F1 that rare answers count in, whether a model knows what it knows
-(calibration), when one model is better than another, and what guessing would have reached.
+Teaches the interval around an accuracy, F1 (in which rare answers count as much as common ones), calibration, when one
+model is better than another, what guessing reaches, and whether the test was in the training set.
 """
 import math
+import re
 from collections import Counter
 
 import numpy as np
@@ -16,7 +17,7 @@ def accuracy(predictions, answers):
 
 
 def wilson_interval(share, n):
-    """The 95 % interval of a share measured on n questions: right for few questions and near 0 and 1, too.
+    """The 95 % interval of a share measured on n questions: also right for few questions and near 0 and 1.
 
     50.3 % on MedQA's 1,273 questions: wilson_interval(0.503, 1273) -> (0.476, 0.530)
     """
@@ -92,3 +93,35 @@ def guessing_accuracy(train, test):
         favourites = [i for i, option in enumerate(q.options) if right[option] == most]
         commonest += (q.answer in favourites) / len(favourites)
     return chance, commonest / len(test)
+
+
+# ---- Was the test in the training set? ----
+
+# Benchmarks come from the same question banks as their training sets, and a score on memorised questions says nothing.
+# Exact overlap: the same context, question and options, ignoring case, punctuation and the order of the options. Near
+# overlap: at least NEAR of the windows of WORDS words of context and question occur in the training questions.
+WORDS = 8
+NEAR = 0.5
+
+
+def words(text):
+    return re.findall(r"\w+", text.lower())
+
+
+def windows(q):
+    asked = words(f"{q.context} {q.question}")
+    return {tuple(asked[i:i + WORDS]) for i in range(max(1, len(asked) - WORDS + 1))}
+
+
+def same(q):
+    """What is equal in two records of one question."""
+    return tuple(words(f"{q.context} {q.question}")), tuple(sorted(" ".join(words(option)) for option in q.options))
+
+
+def overlap(train, test):
+    """{"exact": n, "near": n, "ids": the first ten} of the test questions that train holds; near excludes exact."""
+    seen, known = {same(q) for q in train}, set().union(*map(windows, train)) if train else set()
+    exact = [q.id for q in test if same(q) in seen]
+    near = [q.id for q in test if same(q) not in seen
+            and len(windows(q) & known) >= NEAR * len(windows(q))]
+    return {"exact": len(exact), "near": len(near), "ids": (exact + near)[:10]}

@@ -1,18 +1,21 @@
-"""From predictions to a report: the same numbers whoever predicted, our loop or a file from anywhere.
+"""From predictions to a report: the same numbers for our own run and for a file of predictions from elsewhere.
 
-Teaches what belongs to an accuracy before it can be believed: its interval, its spread over seeds, F1, calibration,
-what guessing reaches, whether the test was in the training set, and whether it beats another model on the same
-questions or was lucky.
-Not here: the formulas (metrics.py, overlap.py).
+Teaches what an accuracy needs before it can be believed: its interval, its spread over seeds, F1, calibration, what
+guessing reaches, whether the test was in the training set, and whether a difference from another model on the same
+questions could be chance.
+Not here: the formulas (metrics.py).
 
 A file of predictions has a JSON object a line: {"id", "prediction"}, the prediction an index or an option's text;
-"scores" (a number an option) if there are any, "seed" if there were several runs.
+"scores" (one number per option) if there are any, "seed" if there were several runs.
 """
 import re
+import zlib
+from pathlib import Path
 
 import numpy as np
 
-from plumbing.common import UserError, read_json_lines
+from plumbing.common import UserError, read_json, read_json_lines
+from plumbing.huggingface import find_folder
 from questions.metrics import (
     accuracy,
     brier_score,
@@ -20,20 +23,20 @@ from questions.metrics import (
     guessing_accuracy,
     macro_f1,
     mean_and_deviation,
+    overlap,
     paired_test,
     wilson_interval,
 )
-from questions.overlap import overlap
 
 
 def predictions_of(seed, questions, scores):
-    """The records of predictions.jsonl; scores: a list of numbers a question."""
+    """The records of predictions.jsonl; scores: a list of numbers for each question."""
     return [{"seed": seed, "id": q.id, "scores": s, "prediction": int(np.argmax(s)), "answer": q.answer}
             for q, s in zip(questions, scores, strict=True)]
 
 
 def read_predictions(path, questions):
-    """The records of a file, checked to answer each question once a seed; UserError says where they do not."""
+    """The records of a file, checked to answer each question once per seed; UserError names the line that does not."""
     by_id, seen = {q.id: q for q in questions}, set()
 
     def checked(record):
@@ -56,7 +59,7 @@ def read_predictions(path, questions):
 def prediction(record, q):
     scores = record.get("scores")
     if scores is not None and (len(scores) != len(q.options) or not np.isfinite(np.array(scores, float)).all()):
-        raise ValueError(f"scores must be {len(q.options)} numbers, one an option")
+        raise ValueError(f"scores must be {len(q.options)} numbers, one per option")
     chosen = record["prediction"] if "prediction" in record or scores is None else int(np.argmax(scores))
     if isinstance(chosen, str):
         chosen = [option.strip().lower() for option in q.options].index(chosen.strip().lower())
@@ -66,8 +69,8 @@ def prediction(record, q):
 
 
 def assess(questions, records, train=None, compare=""):
-    """What report.json says of predictions (each seed's in any order). With the training questions: guessing and
-    overlap. With compare, a file of predictions for the same questions: the paired test."""
+    """The scores in report.json. records: predictions of one or more seeds, in any order. train (questions): adds
+    guessing and overlap. compare (a file of predictions for the same questions): adds the paired test."""
     runs = {}
     for record in records:
         runs.setdefault(record["seed"], {})[record["id"]] = record
@@ -125,6 +128,19 @@ def share_right(questions, records):
     return [sum(answers) / len(answers) for answers in right.values()]
 
 
+def left_out_of_pretraining(model, test):
+    """Whether the model's pretraining data left out this test file: "yes", "no" or "unknown".
+
+    train.py writes MODEL/pretraining.json: {"excluded": [{"file", "crc32" (of its bytes), "dropped"}, ...]}.
+    """
+    path = find_folder(model) / "pretraining.json"
+    if not path.is_file():
+        return "unknown"
+    excluded = read_json(path, "what pretraining left out").get("excluded", [])
+    same = zlib.crc32(Path(test).read_bytes()) in [record.get("crc32") for record in excluded]
+    return "yes" if same else "no"
+
+
 def summary(report):
     """The lines to print."""
     low, high = report["interval"]
@@ -136,6 +152,8 @@ def summary(report):
                      f"questions are in the training set and {report['overlap']['near']} nearly")
     if "ece" in report:
         lines[1] += f"; calibration error {report['ece']:.3f}, Brier {report['brier']:.3f}"
+    if "left_out_of_pretraining" in report:
+        lines[1] += f"; left out of pretraining: {report['left_out_of_pretraining']}"
     for name, part in report.get("parts", {}).items():
         lines.append(f"  {name}: {part['accuracy']:.1%} of {part['n']}")
     if "compare" in report:

@@ -1,6 +1,9 @@
 """Fine-tuning on questions: the head is right, the report is honest, and a bad file is named with its line."""
+import io
 import json
+import shutil
 import signal
+import zlib
 from dataclasses import replace
 
 import numpy as np
@@ -13,10 +16,12 @@ from launched import launched
 import finetune_qa
 from finetune_qa import FinetuneQA
 from plumbing.common import UserError
-from questions import heads
+from questions import heads, packed
+from questions.ask import Ask
 from questions.format import Question, read_questions, write_questions
 from questions.heads import Classifier, Reader
 from questions.packed import Tree, first_fit, pack
+from questions.report import left_out_of_pretraining
 from questions.zero_shot import ZeroShot
 from tokenizer import Tokenizer
 from training import finetuning
@@ -47,7 +52,7 @@ def cfg(folder, world, tmp_path):
 
 def build(cfg, *questions):
     """The model of seed 0, and the questions' trees."""
-    model, trees, _ = finetune_qa.build(cfg, ALONE, 0, {"test": list(questions)})
+    model, _, _, trees, _ = finetune_qa.build(cfg, ALONE, 0, {"test": list(questions)})
     return model, *trees["test"]
 
 
@@ -83,7 +88,7 @@ def test_packed_trees_have_the_loss_and_gradients_of_separate_rows(length, monke
                   [rng.integers(300, size=rng.integers(1, 6)).tolist() + [SEP] for _ in range(rng.integers(2, 6))])
              for _ in range(8)]
     model, answers = head(), torch.tensor([0, 1] * 4)
-    monkeypatch.setattr(heads, "pack", lambda trees, _, *rest: pack(trees, length, *rest))
+    monkeypatch.setattr(packed, "row_length", lambda gpt: length)
     losses, gradients = [], []
     for scores in (lambda: model(trees), lambda: torch.nn.utils.rnn.pad_sequence(
             [torch.cat([model.score(model.gpt.hidden(ids_1T)[:, -1])[0] for ids_1T in separate(tree)])
@@ -92,17 +97,17 @@ def test_packed_trees_have_the_loss_and_gradients_of_separate_rows(length, monke
         gradients.append(torch.autograd.grad(losses[-1], list(model.parameters())))
     torch.testing.assert_close(losses[0], losses[1], atol=1e-5, rtol=0)
     largest = max(gradient.abs().max().item() for gradient in gradients[1])
-    for packed, alone in zip(*gradients, strict=True):
-        torch.testing.assert_close(packed, alone, atol=1e-5 * largest, rtol=1e-5)
+    for shared, alone in zip(*gradients, strict=True):
+        torch.testing.assert_close(shared, alone, atol=1e-5 * largest, rtol=1e-5)
 
 
 def test_rows_are_filled_first_fit_and_no_token_is_read_twice():
     trees = [Tree([1] * n, [[2], [3]]) for n in (5, 50, 20, 6, 30)]
-    packed = pack(trees, 40, 0)
-    assert packed.ids_BT.shape == (3, 52) and int((packed.ids_BT > 0).sum()) == sum(map(len, trees))
+    rows = pack(trees, 40, 0)
+    assert rows.ids_BT.shape == (3, 52) and int((rows.ids_BT > 0).sum()) == sum(map(len, trees))
     assert first_fit([7, 52, 22, 8, 32], 52) == [[1], [4, 3, 0], [2]]
     assert pack([Tree([1] * 10, [[2]])] * 6, 50, 0).ids_BT.shape == (2, 33), "3 and 3 rather than 4 and 2"
-    assert packed.visible_BTS.any(-1).all(), "a query that sees nothing is nan"
+    assert rows.visible_BTS.any(-1).all(), "a query that sees nothing is nan"
 
 
 def test_mixed_option_counts_give_the_mean_of_each_questions_own_loss():
@@ -329,3 +334,122 @@ def test_two_processes_share_a_batch_and_end_where_one_does(cfg, tmp_path):
     for name in ("loss", "grad_norm"):
         assert [line[name] for line in two] == pytest.approx([line[name] for line in alone], rel=1e-5)
     assert [line.get("dev_accuracy") for line in two] == [line.get("dev_accuracy") for line in alone]
+
+
+@pytest.mark.parametrize("head, lora", [("option", 0), ("option", 2), ("label", 0)])
+def test_the_kept_model_predicts_what_the_run_predicted(cfg, tmp_path, capsys, head, lora):
+    """From OUT/model, of the best seed on dev: the same scores to 1e-6, for a file without answers."""
+    paths = files(tmp_path, train=yes_no(8, 0, 1), dev=yes_no(4, 0, 1), test=yes_no(6, 0, 1, 2))
+    cfg = replace(cfg, **(paths if head == "label" else {}), head=head, lora_rank=lora, seeds=(0, 1))
+    finetune_qa.main(cfg)
+    log = [json.loads(line) for line in open(tmp_path / "qa" / "log.jsonl")]
+    on_dev = {seed: max(line.get("dev_accuracy", -1) for line in log if line["seed"] == seed) for seed in (0, 1)}
+    chosen = max(on_dev, key=on_dev.get)
+    run = [line for line in map(json.loads, open(tmp_path / "qa" / "predictions.jsonl")) if line["seed"] == chosen]
+
+    asked = [json.loads(line) for line in open(cfg.test)]
+    unanswered = tmp_path / "unanswered.jsonl"
+    unanswered.write_text("".join(json.dumps({k: v for k, v in q.items() if k != "answer"}) + "\n" for q in asked))
+    kept = Ask(model=str(tmp_path / "qa" / "model"), dtype="float32", batch_size=5)
+    finetune_qa.main(replace(kept, file=str(unanswered), out=str(tmp_path / "p.jsonl")))
+    found = [json.loads(line) for line in open(tmp_path / "p.jsonl")]
+    assert [p["id"] for p in found] == [p["id"] for p in run]
+    assert [p["prediction"] for p in found] == [p["prediction"] for p in run]
+    for p, q in zip(found, run, strict=True):
+        assert p["scores"] == pytest.approx(q["scores"], abs=1e-6)
+
+    capsys.readouterr()
+    q = asked[0]
+    options = () if head == "label" else tuple(q["options"])
+    scores, = finetune_qa.main(replace(kept, question=q["question"], options=options, context=q["context"]))
+    printed = capsys.readouterr()
+    assert printed.err.count("not medical advice") == 1 and len(printed.out.splitlines()) == len(q["options"])
+    if head == "option":
+        assert scores == pytest.approx(run[0]["scores"], abs=1e-6)
+    else:
+        with pytest.raises(UserError, match="only chooses among maybe, no, yes; 'perhaps' is none of them"):
+            finetune_qa.main(replace(kept, question="Is it?", options=("yes", "perhaps")))
+
+
+def test_a_model_without_a_head_for_questions_and_a_question_that_cannot_be_asked_end_in_one_line(cfg):
+    with pytest.raises(UserError, match="has no head for multiple choice"):
+        finetune_qa.main(Ask(model=cfg.model, question="Which?", options=("a", "b")))
+    with pytest.raises(UserError, match="give one of --question, --file and --interactive"):
+        finetune_qa.main(Ask(model=cfg.model))
+
+
+def test_questions_are_asked_in_the_terminal(cfg, tmp_path, monkeypatch, capsys):
+    finetune_qa.main(replace(cfg, epochs=1))
+    monkeypatch.setattr("sys.stdin", io.StringIO("Which?\na; b\nWhich?\na\n\n"))
+    finetune_qa.main(Ask(model=str(tmp_path / "qa" / "model"), interactive=True, dtype="float32"))
+    printed = capsys.readouterr()
+    assert len(printed.out.splitlines()[-2:]) == 2 and printed.out.rstrip().endswith("b")
+    assert "at least two options" in printed.err
+
+
+@pytest.mark.parametrize("change, words", [
+    ({"epochs": 0}, "--epochs is 0"), ({"grad_clip": -1.0}, "--grad-clip is -1.0"), ({"seeds": ()}, "--seeds"),
+    ({"warmup_ratio": 1.5}, "--warmup-ratio is 1.5; it must be 0 to 1"), ({"lora_rank": -1}, "--lora-rank is -1"),
+    ({"learning_rate": -1e-3}, "--learning-rate"), ({"max_length": 0}, "--max-length is 0; it must be at least 1")])
+def test_a_setting_outside_its_range_is_named(cfg, change, words):
+    with pytest.raises(UserError, match=words):
+        finetune_qa.main(replace(cfg, **change))
+
+
+def test_an_out_that_is_a_file_is_refused_before_any_step(cfg, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(finetune_qa, "finetune", None)
+    with pytest.raises(UserError, match="cannot write there"):
+        finetune_qa.main(replace(cfg, out=str(tmp_path / "file")))
+
+
+def test_restart_discards_the_interrupted_run_once_and_not_again_when_the_launcher_restarts(cfg, tmp_path, monkeypatch):
+    left = tmp_path / "qa" / "seeds" / "0"
+    left.mkdir(parents=True)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    finetuning.prepare_out(replace(cfg, restart=True), ALONE, "seeds")
+    assert left.is_dir()
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    finetuning.prepare_out(replace(cfg, restart=True), ALONE, "seeds")
+    assert not left.exists()
+
+
+def test_a_clipping_norm_of_0_is_no_limit():
+    model = torch.nn.Linear(2, 1)
+    for limit, scale in ((0.0, 1.0), (1.0, 0.1)):
+        for p in model.parameters():
+            p.grad = torch.full_like(p, 10 / 3 ** 0.5)
+        assert finetuning.clip_gradients(model, limit) == pytest.approx(10)
+        assert model.bias.grad.item() == pytest.approx(scale * 10 / 3 ** 0.5, rel=1e-4)
+
+
+@pytest.mark.parametrize("task, labels", [("pubmedqa", ["yes", "no", "maybe"]), ("bioasq", ["yes", "no"])])
+def test_the_label_presets_run_from_files_to_an_answer(cfg, task, labels, tmp_path, capsys):
+    """The preset's own settings, but for a tiny model, one epoch and a folder."""
+    asked = [Question(str(i), "Aspirin inhibits.", f"Is it {i}?", labels, i % len(labels)) for i in range(8)]
+    preset = replace(finetune_qa.PRESETS[task], **files(tmp_path, train=asked, dev=asked, test=asked), model=cfg.model,
+                     out=str(tmp_path / task), epochs=1, dtype="float32")
+    report = finetune_qa.main(preset)
+    assert report["n"] == 8 and len(report["per_seed"]) == 3
+    assert "ask --model" in capsys.readouterr().out
+    finetune_qa.main(Ask(model=f"{preset.out}/model", question="Is it 3?", context="Aspirin.", dtype="float32"))
+    assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()] == sorted(labels)
+
+
+def test_the_report_says_whether_pretraining_left_out_this_test(cfg, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(cfg.model, model)
+    assert left_out_of_pretraining(cfg.model, cfg.test) == "unknown"
+    for crc, verdict in ((zlib.crc32(open(cfg.test, "rb").read()), "yes"), (1, "no")):
+        (model / "pretraining.json").write_text(json.dumps({"excluded": [{"file": "q", "crc32": crc, "dropped": 2}]}))
+        assert left_out_of_pretraining(str(model), cfg.test) == verdict
+
+
+def test_a_test_whose_ids_repeat_and_an_id_that_is_null_are_refused(cfg, tmp_path):
+    path = tmp_path / "q.jsonl"
+    path.write_text((json.dumps(GOOD) + "\n") * 2)
+    with pytest.raises(UserError, match="1 ids occur more than once, such as 1"):
+        finetune_qa.main(replace(cfg, test=str(path)))
+    path.write_text(json.dumps(GOOD | {"id": None}) + "\n")
+    with pytest.raises(UserError, match="line 1: no question .the id must be text or a whole number, not None"):
+        read_questions(path)

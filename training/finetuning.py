@@ -1,27 +1,29 @@
-"""What every fine-tuning has in common: its settings, and train.py's loop with another loss.
+"""What every fine-tuning has in common: its settings, the training loop, and how a dev or test set is read.
 
-Teaches how small a thing fine-tuning is: the same step over examples instead of windows, a rate that rises for half of
-the run and falls for the other, and a look at the dev set now and then, since the best weights are not the last.
-Not here: the loss, and what is done with dev and test (finetune_qa.py, finetune_answers.py); which weights learn
-(trainable.py); processes (parallel.py).
+Teaches that fine-tuning is train.py's step over examples instead of windows, with a rate that rises for half of the run
+and falls for the other half, and an evaluation on dev now and then, because the last weights are rarely the best.
+Not here: the loss and the metrics (finetune_qa.py, finetune_answers.py); which weights learn (trainable.py); processes
+(parallel.py); checkpoints (checkpoint.py).
 """
 import math
+import os
 import shutil
+import tempfile
 import zlib
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
-from plumbing.common import UserError, written_whole
+from plumbing.common import UserError, fixed_settings, free, read_json, write_json, written_whole
 from plumbing.huggingface import add_tensors
-from plumbing.runtime import stop_on_signals
-from questions.heads import computing, parts
+from plumbing.runtime import autocast, stop_on_signals
 from training.checkpoint import Checkpoints
 from training.parallel import average_gradients
 from training.trainable import make_optimizer, merged, trained
@@ -29,83 +31,123 @@ from training.trainable import make_optimizer, merged, trained
 
 @dataclass(frozen=True)
 class Finetuning:
-    """What every fine-tuning asks for."""
+    """The settings of every fine-tuning."""
     model: str = "stanford-crfm/BioMedLM"    # a folder, or a name on the Hugging Face hub
-    out: str = "out/finetuned"
+    out: str = free("out/finetuned")
     epochs: float = 20
-    batch_size: int = 16                     # examples a step
-    micro_batch_size: int = 4                # examples at once on a process; the rest of the batch is accumulated
+    batch_size: int = 16                     # examples per step
+    micro_batch_size: int = free(4)          # examples at once on each process; gradients are accumulated
     learning_rate: float = 2e-6              # the peak, published for MedQA on one GPU
     warmup_ratio: float = 0.5                # of all steps; then linearly down to 0
     weight_decay: float = 0.0
-    grad_clip: float = 1.0
+    grad_clip: float = 1.0                   # largest norm of the gradient; 0 is no limit
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"    # of matrix products; auto: bfloat16 if it is native
-    weights: Literal["float32", "bfloat16"] = "float32"       # what the weights are held in
-    lora_rank: int = 0                       # learn additions of this rank instead of all weights; 0 is all weights
-    moments: Literal["float32", "8bit"] = "float32"           # AdamW's two
-    recompute_every: int = 0                 # activation checkpointing of every n-th block; 0 is none
-    parallel: Literal["none", "ddp", "fsdp"] = "none"         # how torchrun's processes share the work
-    checkpoint_every: int = 0                # steps; 0 is after each epoch
-    restart: bool = False                    # discard what an interrupted run left in OUT
+    weights: Literal["float32", "bfloat16"] = "float32"       # precision in which the weights are held
+    lora_rank: int = 0                       # train low-rank additions of this rank; 0 trains all weights
+    moments: Literal["float32", "8bit"] = "float32"           # AdamW's two moments
+    recompute_every: int = free(0)           # activation checkpointing of every n-th block; 0 is none
+    parallel: Literal["none", "ddp", "fsdp"] = free("none")   # how torchrun's processes share the work
+    checkpoint_every: int = free(0)          # steps; 0 is after each epoch
+    restart: bool = free(False)              # discard what an interrupted run left in OUT
 
 
-# What may change before an interrupted run goes on: it has no influence on the result.
-FREE = {"out", "micro_batch_size", "recompute_every", "parallel", "checkpoint_every", "restart"}
+# For check_ranges, together with a script's own settings; check_weights has the others. epochs: at least one step.
+RANGES = {"epochs": (1e-6, None), "batch_size": (1, None), "micro_batch_size": (1, None), "learning_rate": (0, None),
+          "warmup_ratio": (0, 1), "weight_decay": (0, None), "grad_clip": (0, None),
+          "checkpoint_every": (0, None)}
 
 
-def descend(cfg, world, seed, folder, model, n_train, loss_of, select, state, select_every=0):
+# ---- The training loop ----
+
+def fine_tune(cfg, world, seed, folder, model, n_train, loss_of, evaluate, fixed, evaluate_every=0):
     """Train `model` on n_train examples for cfg.epochs, from the newest checkpoint in `folder` if there is one.
 
-    loss_of(net, part) is the sum of the losses of the examples with the indices `part`; net is the model, perhaps
-    wrapped. select(state) is called every select_every steps (0: after each epoch) and at the end: it looks at dev,
-    writes what it finds into the last line of state["log"] and, if it is the best so far, state["best"], and returns a
-    few words for the progress bar. `state` (JSON) is saved with each checkpoint.
+    loss_of(net, indices)  the sum of the losses of these examples; net is the model, perhaps wrapped by ddp
+    evaluate(step, best)   runs on dev every `evaluate_every` steps (0: after each epoch) and after the last step.
+                           Returns (metrics, best): what the log says of this step, and the best evaluation so far.
+                           Both are JSON objects; best is {} at first
+    fixed                  the settings that a resumed run must share: run_settings
+
+    Returns (log, best): a JSON object for each step, and the best evaluation.
     """
-    ddp, optimizer = average_gradients(model, world, cfg.parallel), make_optimizer(model, cfg)
+    ddp = average_gradients(model, world, cfg.parallel)
+    optimizer = make_optimizer(model, cfg)
     epoch_steps = -(-n_train // cfg.batch_size)
-    steps, save_every = math.ceil(cfg.epochs * epoch_steps), cfg.checkpoint_every or epoch_steps
+    steps = math.ceil(cfg.epochs * epoch_steps)
     checkpoints = Checkpoints(folder, world, keep=1)
-    first = resume(cfg, world, checkpoints, model, optimizer, state)
+    first, log, best = resume(checkpoints, model, optimizer, fixed)
     bar = tqdm(total=steps, initial=first, unit="step", desc=f"seed {seed}", disable=None if world.rank == 0 else True)
+
     with stop_on_signals() as signals:
         for step in range(first, steps):
-            torch.manual_seed(zlib.crc32(f"{seed} {step} {world.rank}".encode()))      # dropout: of the step alone
+            # Dropout depends on the step and the process only, so a resumed run draws the same masks.
+            torch.manual_seed(zlib.crc32(f"{seed} {step} {world.rank}".encode()))
             set_rate(optimizer, learning_rate(step, steps, cfg))
-            epoch, i = divmod(step, epoch_steps)
-            order = np.random.default_rng((seed, epoch)).permutation(n_train)
-            batch, loss = order[i * cfg.batch_size:(i + 1) * cfg.batch_size], torch.zeros((), device=world.device)
-            model.train()
-            for part, weight, last in parts(batch, world, cfg.micro_batch_size):
-                if ddp is not model:
-                    ddp.require_backward_grad_sync = last
-                with computing(world, cfg):
-                    # The mean over the batch; gradients are then averaged over processes, which together hold one.
-                    part_loss = weight * loss_of(ddp, part) / len(batch)
-                (part_loss * world.size).backward()
-                loss += part_loss.detach()
-            grad_norm = torch.nn.utils.clip_grad_norm_(trained(model), cfg.grad_clip)
-            grad_norm = grad_norm.full_tensor() if isinstance(grad_norm, DTensor) else grad_norm
+
+            # forward and backward
+            epoch, batch = batch_of(step, n_train, cfg.batch_size, seed)
+            loss = accumulate_gradients(model, ddp, batch, loss_of, cfg, world)
+            grad_norm = clip_gradients(model, cfg.grad_clip)
+
+            # agree: the loss of all processes; one signal stops them all
             loss, stop = world.sum(torch.stack([loss, loss.new_tensor(float(bool(signals)))])).tolist()
-            if not math.isfinite(loss + grad_norm.item()):
-                raise UserError(f"seed {seed}, step {step}: the loss is {loss}, the gradient {grad_norm.item()}; "
-                                "lower --learning-rate")
+            if not math.isfinite(loss + grad_norm):
+                raise UserError(f"seed {seed}, step {step}: the loss is {loss}, the gradient {grad_norm}; lower "
+                                "--learning-rate")
+
+            # update
             optimizer.step()
             optimizer.zero_grad()
-            state["log"].append({"step": step, "epoch": epoch, "loss": loss, "grad_norm": grad_norm.item()})
-            if (step + 1) % (select_every or epoch_steps) == 0 or step + 1 == steps:
-                bar.set_postfix_str(f"loss {loss:.3f}, {select(state)}")
+            log.append({"step": step, "epoch": epoch, "loss": loss, "grad_norm": grad_norm})
+
+            # evaluate, save, stop
+            last = step + 1 == steps
+            if (step + 1) % (evaluate_every or epoch_steps) == 0 or last:
+                metrics, best = evaluate(step, best)
+                log[-1] |= metrics
+                name, value = next(iter(metrics.items()))
+                bar.set_postfix_str(f"loss {loss:.3f}, {name} {value:.3f}")
             bar.update()
-            if (step + 1) % save_every == 0 or stop or step + 1 == steps:
-                checkpoints.save(step + 1, model, optimizer, state)
-            if stop and step + 1 < steps:
+            if (step + 1) % (cfg.checkpoint_every or epoch_steps) == 0 or stop or last:
+                checkpoints.save(step + 1, model, optimizer, {"settings": fixed, "log": log, "best": best})
+            if stop and not last:
                 checkpoints.finish()
-                raise KeyboardInterrupt(f"saved seed {seed} after step {step}; the same command goes on from there")
+                raise KeyboardInterrupt(f"saved seed {seed} after step {step}; the same command resumes from there")
     checkpoints.finish()
     bar.close()
+    return log, best
+
+
+def batch_of(step, n_train, batch_size, seed):
+    """(epoch, indices) of a step: each epoch reads all examples in an order of its own; its last batch may be short."""
+    epoch, i = divmod(step, -(-n_train // batch_size))
+    order = np.random.default_rng((seed, epoch)).permutation(n_train)
+    return epoch, order[i * batch_size:(i + 1) * batch_size]
+
+
+def accumulate_gradients(model, ddp, batch, loss_of, cfg, world):
+    """Add the gradient of the batch's mean loss; returns this process's share of that loss."""
+    model.train()
+    loss = torch.zeros((), device=world.device)
+    for part, weight, last in parts(batch, world, cfg.micro_batch_size):
+        if ddp is not model:
+            ddp.require_backward_grad_sync = last
+        with computing(model, world, cfg.dtype):
+            part_loss = weight * loss_of(ddp, part) / len(batch)
+        # Gradients are averaged over the processes, but each holds a share of the mean: times size, it is their sum.
+        (part_loss * world.size).backward()
+        loss += part_loss.detach()
+    return loss
+
+
+def clip_gradients(model, limit):
+    """Scale the gradients so that their norm is at most `limit` (0: no limit); returns the norm before."""
+    norm = torch.nn.utils.clip_grad_norm_(trained(model), limit or math.inf)
+    return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
 
 
 def learning_rate(step, steps, cfg):
-    """Linear warmup over the first part of the run, then linearly down to 0."""
+    """Linear warm-up over the first part of the run, then linearly down to 0."""
     warmup = max(1, round(cfg.warmup_ratio * steps))
     return cfg.learning_rate * min((step + 1) / warmup, (steps - step) / max(1, steps - warmup + 1))
 
@@ -115,31 +157,81 @@ def set_rate(optimizer, rate):
         group["lr"] = rate
 
 
-def settings(cfg, files, free):
-    """What an interrupted run must agree on with the one that goes on; the named files count by their content."""
-    content = {name: zlib.crc32(Path(getattr(cfg, name)).read_bytes()) for name in files}
-    return {name: value for name, value in (asdict(cfg) | content).items() if name not in FREE | free}
+# ---- Examples, a few at a time ----
+
+def parts(batch, world, size):
+    """Yield (indices, weight, is it the last?): this process's examples of a batch, `size` at a time.
+
+    All processes get the same number of parts, because fsdp needs all of them in every pass. A process that has no
+    examples left repeats one with weight 0.
+    """
+    mine = batch[world.rank::world.size]
+    n = -(-len(batch) // world.size)
+    for start in range(0, n, size):
+        part, last = mine[start:start + size], start + size >= n
+        yield (part, 1.0, last) if len(part) else (batch[:1], 0.0, last)
 
 
-def resume(cfg, world, checkpoints, model, optimizer, state):
-    """Fill model, optimizer and state from the newest checkpoint, if there is one; returns the first step to take."""
-    if cfg.restart and world.rank == 0:
-        shutil.rmtree(checkpoints.out, ignore_errors=True)
+def computing(model, world, dtype):
+    """The context of a forward pass: matrix products in `dtype`. (fsdp casts by itself.)"""
+    return autocast(world.device, "float32" if isinstance(model, FSDPModule) else dtype)
+
+
+def outputs_by_length(model, examples, size, world, dtype):
+    """Yield (indices, output) for this process's share of the examples, `size` at a time: the forward passes of an
+    evaluation. Examples of similar length (their len()) share a pass, so that little is padding."""
+    model.eval()
+    order = np.argsort([len(example) for example in examples], kind="stable")
+    for start in range(0, len(order), size * world.size):
+        for part, weight, _ in parts(order[start:start + size * world.size], world, size):
+            with torch.no_grad(), computing(model, world, dtype):
+                output = model([examples[i] for i in part])
+            if weight:
+                yield part, output
+
+
+# ---- What an interrupted run leaves, and a finished one ----
+
+def run_settings(cfg, files):
+    """The settings that a resumed run must share with the interrupted one; the files count by their content."""
+    return fixed_settings(cfg) | {name: zlib.crc32(Path(getattr(cfg, name)).read_bytes()) for name in files}
+
+
+def prepare_out(cfg, world, left_over):
+    """Before any work: OUT must be a folder that can be written. With --restart, remove what an interrupted run left in
+    OUT/left_over; a restart by torchrun or SLURM is not the user's, and resumes."""
+    restarts = [os.environ.get(name, "0") for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")]
+    if world.rank == 0:
+        try:
+            Path(cfg.out).mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=cfg.out):
+                pass
+        except OSError as error:
+            raise UserError(f"--out {cfg.out}: cannot write there ({error.strerror}); give another folder") from error
+        if cfg.restart and restarts == ["0", "0"]:
+            shutil.rmtree(Path(cfg.out) / left_over, ignore_errors=True)
     world.wait()
 
+
+def resume(checkpoints, model, optimizer, fixed):
+    """Fill model and optimizer from the newest checkpoint, if there is one. Returns (first step to take, log, best)."""
+    state = {"log": [], "best": {}}
+
     def accept(folder, saved):
-        changed = [name for name, now in state["settings"].items() if saved["settings"].get(name) != now]
-        if changed:
+        was = saved["settings"]
+        if changed := [name for name, now in fixed.items() if was.get(name) != now]:
             name = changed[0]
-            raise UserError(f"{folder}: an interrupted run with {name} = {saved['settings'].get(name)}, now it is "
-                            f"{state['settings'][name]}; use the same, another --out, or --restart to discard it")
+            raise UserError(f"{folder}: an interrupted run with {name} = {was.get(name)}, now it is {fixed[name]}; use "
+                            "the same, another --out, or --restart to discard it")
         state.update(log=saved["log"], best=saved["best"])
 
-    return checkpoints.load(model, optimizer, accept)
+    first = checkpoints.load(model, optimizer, accept)
+    return first, state["log"], state["best"]
 
 
-def save_model(model, tok, folder, world):
-    """A Hugging Face folder of model.gpt as it is, additions of low rank merged in, and of what stands on it."""
+def save_model(model, tok, folder, world, about=None):
+    """Write model.gpt as a Hugging Face folder, low-rank additions merged in, plus the task head's tensors. All
+    processes call it; the first one writes. about: what else config.json says."""
     whole = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     if world.rank:
         return
@@ -152,3 +244,5 @@ def save_model(model, tok, folder, world):
         plain.save_pretrained(temporary)
         add_tensors(temporary, {name: w for name, w in whole.items() if not name.startswith("gpt.")})
         tok.save(temporary)
+        config = read_json(temporary / "config.json", "a model's configuration")
+        write_json(temporary / "config.json", config | (about or {}))

@@ -1,25 +1,26 @@
-"""Which weights learn, and what that costs: three answers, one loop.
+"""Which weights learn, and the memory that takes: three choices, one loop.
 
-    all weights, fp32         16 bytes a parameter (weight, gradient, two moments): 41.5 GB for BioMedLM; --parallel
+    all weights, fp32         16 bytes per parameter (weight, gradient, two moments): 41.5 GB for BioMedLM; --parallel
                               fsdp divides them by the number of GPUs
-    --moments 8bit            with --weights bfloat16 6 bytes: 15.6 GB, one 24 GB GPU (adamw8bit.py)
-    --lora-rank 16            the weights stay as they are; each linear layer W learns an addition B A of that rank.
-                              With --weights bfloat16 2 bytes and a bit: 5.6 GB, one 8 GB GPU
+    --moments 8bit            with --weights bfloat16 6 bytes per parameter: 15.6 GB, one 24 GB GPU (adamw8bit.py)
+    --lora-rank 16            the weights are frozen; each linear layer W learns an addition B A of that rank. With
+                              --weights bfloat16 a little over 2 bytes per parameter: 5.6 GB, one 8 GB GPU
 
-To them come activations: --recompute-every 1 keeps a block's input only.  `finetune_qa.py medqa --plan` counts it all.
-Not here: the loop (finetune_qa.py), which asks a parameter for nothing but requires_grad. Hu et al. 2021 (2106.09685).
+Activations come on top: --recompute-every 1 keeps only each block's input. `finetune_qa.py medqa --plan` counts all.
+Not here: the loop (finetuning.py), which only looks at requires_grad. LoRA: Hu et al. 2021 (arXiv 2106.09685).
 """
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
 from model import linears
-from plumbing.common import UserError
+from plumbing.common import UserError, check_ranges
 from training.adamw8bit import AdamW8bit
 
 
 class LoRA(nn.Module):
-    """y = W x + 2 B A x. W is frozen; B begins at 0, so the model begins as it was. (2: alpha = 2 rank, as usual.)"""
+    """y = W x + 2 B A x. W is frozen; B begins at 0, so the model is unchanged at first. (2: the usual alpha = 2 rank.)
+    """
 
     def __init__(self, base, rank):
         super().__init__()
@@ -33,7 +34,7 @@ class LoRA(nn.Module):
 
 
 class NewRows(nn.Module):
-    """An embedding of which only the last n rows learn: the tokens that fine-tuning adds mean nothing yet."""
+    """An embedding whose last n rows learn: those of the tokens that fine-tuning adds, which are random at first."""
 
     def __init__(self, base, n):
         super().__init__()
@@ -72,7 +73,7 @@ def choose_weights(model, cfg, n_new):
 
 
 def merged(weights):
-    """{name: tensor} of a model without additions: those of low rank and new rows put where they belong."""
+    """{name: tensor} of the plain model: low-rank additions are added to their weights, new rows put in place."""
     plain = {name.replace(".base.", "."): w for name, w in weights.items() if not name.endswith((".a", ".b", ".new"))}
     for name, w in weights.items():
         if name.endswith(".a"):
@@ -96,15 +97,14 @@ def make_optimizer(model, cfg):
 
 
 def check_weights(cfg):
-    """UserError for combinations that would compute something else than they say."""
-    if cfg.lora_rank < 0 or cfg.recompute_every < 0:
-        raise UserError("--lora-rank and --recompute-every are 0 (off) or more")
+    """UserError for combinations of settings that would not compute what they promise."""
+    check_ranges(cfg, {"lora_rank": (0, None), "recompute_every": (0, None)})
     if cfg.weights == "bfloat16" and cfg.dtype != "bfloat16":
-        raise UserError(f"--weights bfloat16 wants --dtype bfloat16, and {cfg.dtype} is what this device would compute "
-                        "in; use --weights float32")
+        raise UserError(f"--weights bfloat16 needs --dtype bfloat16, but this device computes in {cfg.dtype}; use "
+                        "--weights float32")
     if cfg.weights == "bfloat16" and not cfg.lora_rank and cfg.moments != "8bit":
-        raise UserError("--weights bfloat16 wants --moments 8bit, which rounds at random, or --lora-rank: steps as "
-                        "small as these vanish below the last bit of a bfloat16 weight")
+        raise UserError("--weights bfloat16 needs --moments 8bit, which rounds at random, or --lora-rank: such small "
+                        "steps are lost below the last bit of a bfloat16 weight")
     if cfg.moments == "8bit" and cfg.parallel != "none":
         raise UserError("--moments 8bit is for one process; fsdp already divides the moments by the number of GPUs")
     if cfg.weights == "bfloat16" and cfg.parallel == "fsdp":

@@ -13,13 +13,15 @@ from safetensors.torch import load_file, save_file
 from tokenizers.processors import BertProcessing
 
 import finetune_qa
-from baselines import encoder_rows, load, load_tokenizer, pretrain_encoder
+from baselines import load, load_tokenizer, pretrain_encoder
 from baselines.encoder import ASIDE, Encoder, EncoderConfig
 from baselines.pretrain_encoder import PretrainEncoder
 from baselines.subwords import Subwords
 from finetune_qa import FinetuneQA
 from plumbing.common import UserError
+from questions.ask import Ask
 from questions.format import Question
+from questions.heads import EncoderReader, read
 from questions.packed import Tree
 from tokenizer import Tokenizer
 from training.parallel import World, device_mesh, shard_model
@@ -175,7 +177,7 @@ def cfg_of(folder, world, out, **changes):
 @pytest.mark.parametrize("family", ["bert", "electra", "albert"])
 def test_an_options_score_is_read_off_cls_of_a_row_of_its_own_as_in_transformers(family, folders, world, tmp_path):
     """As BertForMultipleChoice lays it out, by its own tokenizer where that is WordPiece, without its pooler."""
-    model, trees, _ = finetune_qa.build(cfg_of(folders[family], world, tmp_path), ALONE, 0, {"test": QUESTIONS})
+    model, _, _, trees, _ = finetune_qa.build(cfg_of(folders[family], world, tmp_path), ALONE, 0, {"test": QUESTIONS})
     torch.nn.init.normal_(model.score.weight)
     scores_QO = model.eval()(trees["test"])
     body = transformers.AutoModel.from_pretrained(folders[family]).eval()
@@ -198,11 +200,11 @@ def test_an_options_score_is_read_off_cls_of_a_row_of_its_own_as_in_transformers
 def test_rows_are_shared_by_texts_that_do_not_see_each_other():
     model = Encoder(EncoderConfig("bert", 61, 19, 33, 2, 3, 40)).eval()
     trees = [Tree([1, 2, 3], [[4], [5, 6]]), Tree([7, 8], [[], [9] * 9])]
-    packed, x_BTD = encoder_rows.read(model, trees, 0)
+    packed, x_BTD = read(model, trees, 0)
     assert len(packed.ids_BT) < 4 and packed.sizes == [2, 2]
     alone = [(tree.prefix, branch) for tree in trees for branch in tree.branches]
     for n, (prefix, branch) in enumerate(alone):
-        b, start, stem = packed.row_N[n], packed.last_N[n], packed.stem_N[n]
+        b, start, stem = packed.row_N[n], packed.branch_end_N[n], packed.prefix_end_N[n]
         types = torch.tensor([[0] * len(prefix) + [1] * len(branch)])
         want_TD = model.hidden(torch.tensor([prefix + branch]), types)[0]
         torch.testing.assert_close(x_BTD[b, start:start + len(prefix + branch)], want_TD, atol=1e-5, rtol=0)
@@ -212,7 +214,7 @@ def test_rows_are_shared_by_texts_that_do_not_see_each_other():
 def test_the_label_form_is_question_then_context_whose_end_goes_first(folders):
     tok = load_tokenizer(folders["bert"])
     cls, sep = tok.specials["[CLS]"], tok.specials["[SEP]"]
-    tree = encoder_rows.Reader("label", tok, 0, 16, ["no", "yes"])
+    tree = EncoderReader("label", tok, 0, 16, ["no", "yes"])
     q = Question("1", "Aspirin inhibits. " * 4, "Is it?", ["yes", "no"], 0)
     question, context = tok.encode("Is it?").tolist(), tok.encode(q.context).tolist()
     assert tree(q).prefix == [cls, *question, sep] and tree(q).classes == (1, 0) and tree.cut == 2
@@ -228,6 +230,10 @@ def test_the_label_form_is_question_then_context_whose_end_goes_first(folders):
 def test_an_encoder_is_fine_tuned_by_the_same_script(family, changes, folders, world, tmp_path):
     report = finetune_qa.main(cfg_of(folders[family], world, tmp_path / "out", **changes))
     assert report["n"] == 12 and all(line["loss"] < 2 for line in map(json.loads, open(tmp_path / "out/log.jsonl")))
+    asked = Ask(model=str(tmp_path / "out/model"), file=str(world / "questions.jsonl"), out=str(tmp_path / "p.jsonl"),
+                dtype="float32", batch_size=5)
+    run = [json.loads(line)["scores"] for line in open(tmp_path / "out/predictions.jsonl")]
+    assert finetune_qa.main(asked) == [pytest.approx(scores, abs=1e-6) for scores in run]
 
 
 def test_fsdp_gathers_alberts_shared_block_for_each_of_its_layers_and_sums_its_gradients():
@@ -252,8 +258,8 @@ def test_fsdp_gathers_alberts_shared_block_for_each_of_its_layers_and_sums_its_g
 def test_an_encoder_is_not_asked_to_write(folders):
     with pytest.raises(UserError, match="an encoder cannot write text"):
         load(folders["bert"], torch.float32, "cpu")
-    with pytest.raises(UserError, match="does not tell how likely"):
-        encoder_rows.Reader("likelihood", load_tokenizer(folders["bert"]), 0, 16)
+    with pytest.raises(UserError, match="no probability for a text"):
+        EncoderReader("likelihood", load_tokenizer(folders["bert"]), 0, 16)
 
 
 # ---- Pretraining ----

@@ -15,11 +15,11 @@ from questions.metrics import (
     calibration_error,
     guessing_accuracy,
     macro_f1,
+    overlap,
     paired_test,
     probabilities,
     wilson_interval,
 )
-from questions.overlap import overlap
 from questions.report import assess, predictions_of, read_predictions
 
 

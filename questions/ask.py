@@ -1,0 +1,129 @@
+"""`finetune_qa.py ask`: questions for a model that finetune_qa.py has fine-tuned and kept in OUT/model.
+
+Teaches what such a folder needs beside the weights: which head was trained, its labels, and how many tokens it read.
+Not here: how a question becomes a score (heads.py).
+
+    python finetune_qa.py ask --model out/medqa/model --question "Which vitamin prevents scurvy?" --options A B12 C
+    python finetune_qa.py ask --model out/pubmedqa/model --question "Does it help?" --context "Of 40 patients ..."
+    python finetune_qa.py ask --model out/medqa/model --file questions.jsonl --out predictions.jsonl
+    python finetune_qa.py ask --model out/medqa/model --interactive
+"""
+import sys
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+
+from baselines import load
+from plumbing.common import UserError, check_ranges, read_json, write_json_lines
+from plumbing.huggingface import find_folder, read_tensors
+from plumbing.runtime import matrix_dtype, pick_device
+from questions.format import Question, read_questions
+from questions.heads import Classifier, predict, reader_for
+from questions.metrics import probabilities
+from training.parallel import World
+
+HEAD = "question_head"       # the key in config.json: {"head", "labels", "max_length"}
+NOT_ADVICE = "not medical advice: for research only; the probabilities say what the model prefers, not what is true"
+BAR = 30                     # characters of a probability of 1
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Answer multiple-choice questions with a fine-tuned model."""
+    model: str = "out/medqa/model"           # what a fine-tuning left in OUT/model
+    question: str = ""
+    options: tuple[str, ...] = ()            # a model with labels, such as yes, no and maybe, needs none
+    context: str = ""                        # an abstract that the question is about
+    file: str = ""                           # or many questions: JSON lines as for training; "answer" may be missing
+    out: str = "predictions.jsonl"           # of --file: JSON lines {"id", "scores", "prediction"}
+    interactive: bool = False                # or questions from the terminal, one after the other
+    batch_size: int = 16                     # questions of --file that are read together
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+
+
+def ask(cfg):
+    """Print or write the answers; returns the scores of each question's options."""
+    check_ranges(cfg, {"batch_size": (1, None)})
+    if bool(cfg.question) + bool(cfg.file) + cfg.interactive != 1:
+        raise UserError("give one of --question, --file and --interactive")
+    answerer = Answerer(cfg)
+    print(NOT_ADVICE, file=sys.stderr)
+    if cfg.interactive:
+        return answerer.converse()
+    if not cfg.file:
+        return answerer.show(answerer.question(cfg.question, cfg.options, cfg.context))
+
+    questions = read_questions(cfg.file, answered=False, options=answerer.labels)
+    scores = answerer.scores(questions)
+    write_json_lines(cfg.out, [{"id": q.id, "scores": s, "prediction": s.index(max(s))}
+                               for q, s in zip(questions, scores, strict=True)])
+    print(f"Wrote {cfg.out}: {len(questions):,} predictions, {answerer.reader.cut:,} of questions that were cut")
+    return scores
+
+
+class Answerer:
+    """A model with its head, as a fine-tuning left it."""
+
+    def __init__(self, cfg):
+        self.world = World(0, 1, pick_device())
+        self.cfg = replace(cfg, dtype=matrix_dtype(cfg.dtype, self.world.device))
+        folder = find_folder(cfg.model)
+        config = read_json(folder / "config.json", "a model's configuration")
+        if HEAD not in config:
+            raise UserError(f"{folder}: has no head for multiple choice; give the OUT/model of a `finetune_qa.py` run")
+        about = config[HEAD]
+        self.labels = about["labels"]
+        weights = torch.bfloat16 if (config.get("dtype"), self.cfg.dtype) == ("bfloat16",) * 2 else torch.float32
+        gpt, tok = load(folder, weights, self.world.device, allow_encoders=True)
+        self.reader = reader_for(gpt)(about["head"], tok, len(tok), about["max_length"], self.labels)
+        model = Classifier(gpt, self.reader.pad_id, self.labels)
+        stored = {name.removeprefix("score."): tensor for name, tensor in read_tensors(folder, head=True)}
+        if {name: tensor.shape for name, tensor in stored.items()} != {
+                name: tensor.shape for name, tensor in model.score.state_dict().items()}:
+            raise UserError(f"{folder}: the weights of the head do not fit config.json; copy the folder again")
+        model.score.load_state_dict(stored)
+        self.model = model.to(self.world.device)
+
+    def question(self, text, options, context):
+        """A Question without an answer; UserError if it cannot be asked."""
+        q = Question("asked", context, text, list(options or self.labels), None)
+        try:
+            q.check(answered=False)
+        except ValueError as error:
+            raise UserError(f"{error}; give them with --options") from error
+        return q
+
+    def scores(self, questions):
+        """A list of numbers for each question, one per option."""
+        for q in questions:
+            unknown = [option for option in q.options if option.strip() not in self.labels]
+            if self.labels and unknown:
+                raise UserError(f"question {q.id}: this model only chooses among {', '.join(self.labels)}; "
+                                f"{unknown[0]!r} is none of them")
+        return predict(self.model, [self.reader(q) for q in questions], self.cfg, self.world)
+
+    def show(self, q):
+        """Print each option's probability; returns the scores."""
+        scores = self.scores([q])
+        for p, option in zip(probabilities(scores[0]), q.options, strict=True):
+            print(f"{p:6.1%}  {'#' * round(BAR * p):{BAR}}  {option}")
+        return scores
+
+    def converse(self):
+        """Ask for questions until an empty line or the end of the input."""
+        while text := typed("question"):
+            if self.labels:
+                options, context = self.labels, typed("context, if any")
+            else:
+                options, context = [option.strip() for option in typed("options, separated by ;").split(";")], ""
+            try:
+                self.show(self.question(text, options, context))
+            except UserError as error:
+                print(f"error: {error}", file=sys.stderr)
+
+
+def typed(what):
+    """A line from the terminal; "" at its end."""
+    print(f"{what}: ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip()
