@@ -1,20 +1,21 @@
-"""Fine-tuning on answers in words: a question in, a paragraph out; a rambling letter in, one line out.
+"""Fine-tuning on answers in words: a question in, a paragraph out; a long letter in, one line out.
 
-Teaches that this is pretraining's loss again, on the answer's tokens alone: nothing is added to the model but a token
-that says "now answer". And that judging such text is the harder part: overlap with one reference is a poor measure, so
-the log-perplexity of the reference, signs of degeneration and trivial baselines stand beside it.
-Not here: the loop (finetuning.py), what the model reads (answers.py), which weights learn (trainable.py), decoding
-(sample.py, beam.py), scores (text_metrics.py), each data set's files (prepare/answers.py).
+Teaches that the loss is that of pretraining, on the answer's tokens alone: the model gets one new token, which says
+"now answer", and nothing else. And that scoring such text is the harder part: overlap with one reference is a poor
+measure, so the report also has the reference's log-perplexity, signs of degeneration and trivial baselines.
+Not here: the loop (training/finetuning.py), what the model reads (answers/examples.py), extraction
+(answers/extraction.py), which weights learn (training/trainable.py), decoding (sample.py, answers/beam.py), scores
+(answers/scores.py), each data set's files (prepare/answers.py).
 
     python finetune_answers.py medquad --model stanford-crfm/BioMedLM      # consumers' questions, long answers
     python finetune_answers.py meqsum --lora-rank 16 --weights bfloat16    # a question of a page to one line
     python finetune_answers.py bioasq                                      # a name or number out of a snippet
     python finetune_answers.py my_file.jsonl --decode sample               # your own: {"prompt", "answer"} a line
     python finetune_answers.py answer --model out/medquad/model --prompt "What causes gout?"
-    python finetune_answers.py span --train F --test F                     # extraction, SQuAD's files: finetune_span.py
+    python finetune_answers.py span --train F --test F                     # extraction: answers/extraction.py
 
 OUT/model is the model that was best on dev, OUT/report.json has the scores, OUT/predictions.jsonl every answer. An
-interrupted run goes on from OUT/training by the same command. Bolton et al. 2024 (arXiv 2403.18421), section 4.
+interrupted run resumes from OUT/training by the same command. Bolton et al. 2024 (arXiv 2403.18421), section 4.
 """
 import shutil
 import sys
@@ -25,14 +26,15 @@ from typing import Literal
 
 import torch
 
-from answers.beam import Stopping, beam_search
+from answers.beam import beam_search
 from answers.examples import START, AnswerModel, Example, Reader, read_items, splits_of
-from answers.extraction import FinetuneSpan, finetune_spans
+from answers.extraction import LOOP_RANGES, FinetuneSpan, finetune_spans
 from answers.report import assess, summary
 from answers.scores import ranked_answers
 from baselines import load
 from plumbing.common import (
     UserError,
+    check_ranges,
     free,
     git_commit,
     parse_args,
@@ -59,7 +61,6 @@ class Decoding(Sampling):
     length_penalty: float = free(-0.5)       # scores are divided by length ** penalty: below 0 for short texts
     no_repeat_ngram: int = free(6)           # no n-gram of prompt and answer twice; 0 forbids nothing
     min_new_tokens: int = free(5)
-    stopping: Stopping = free("likely")      # when a search ends: beam.py
     max_source: int = 510                    # tokens; what is longer loses its end, or is read in windows
     max_target: int = 510
     stride: int = 128                        # tokens from one window of a long context to the next
@@ -107,8 +108,14 @@ PRESETS = {
 }
 
 
+DECODING_RANGES = {
+    "max_new_tokens": (1, None), "temperature": (0, None), "top_k": (0, None), "top_p": (0, 1), "beams": (1, None),
+    "no_repeat_ngram": (0, None), "min_new_tokens": (0, None), "max_source": (1, None), "max_target": (1, None),
+    "stride": (1, None), "decode_batch": (1, None)}
+
+
 def main(cfg):
-    """Do what the settings are of, and return the report (or the answer)."""
+    """Run the command that cfg belongs to, and return the report (or the answer)."""
     if isinstance(cfg, FinetuneSpan):
         return finetune_spans(cfg)
     check(cfg)
@@ -119,7 +126,7 @@ def main(cfg):
 
 
 def finetune_and_report(cfg, world):
-    """Fine-tune, answer the test with the weights that were best on dev, and say what the answers are worth."""
+    """Fine-tune, answer the test with the weights that were best on dev, and score the answers."""
     cfg, started, out = replace(cfg, dtype=matrix_dtype(cfg.dtype, world.device)), time.perf_counter(), Path(cfg.out)
     check_weights(cfg)
     splits = splits_of(read_items(cfg.data))
@@ -244,7 +251,7 @@ def decode(cfg, gpt, tok, sources):
         prompts = [sources[i] for i in indices]
         if cfg.decode == "beam":
             found = beam_search(gpt, prompts, cfg.max_new_tokens, cfg.beams, cfg.length_penalty, cfg.no_repeat_ngram,
-                                cfg.min_new_tokens, cfg.stopping, tok.eos_id)
+                                cfg.min_new_tokens, tok.eos_id)
             found = [[ids for _, ids in best] for best in found]
         else:
             found = [[[]] for _ in prompts]
@@ -271,9 +278,11 @@ def answer(cfg):
 
 
 def check(cfg):
-    for name in ("max_new_tokens", "beams", "max_source", "max_target", "stride", "decode_batch"):
-        if getattr(cfg, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} is {getattr(cfg, name)}; it must be at least 1")
+    check_ranges(cfg, DECODING_RANGES)
+    if isinstance(cfg, FinetuneAnswers):
+        check_ranges(cfg, LOOP_RANGES | {"max_dev": (0, None), "max_test": (0, None)})
+        if not cfg.epochs > 0:
+            raise UserError(f"--epochs is {cfg.epochs}; it must be more than 0")
     if isinstance(cfg, Answer) and not cfg.prompt.strip():
         raise UserError("--prompt is empty; ask something")
 

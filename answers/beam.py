@@ -8,24 +8,20 @@ Not here: sampling and the cache of keys and values (sample.py).
 The paper's summaries: 5 beams, length penalty -0.5, no 6-gram twice, at least 5 tokens. A penalty below 0 prefers short
 texts. Choices and scores are those of transformers' generate(num_beams=...), token by token.
 """
-from typing import Literal
-
 import torch
 
 from sample import KVCache, next_logits
 from sampling.score import check_finite
 
-Stopping = Literal["full", "likely", "never"]      # transformers' early_stopping=True, False, "never"
-
 
 @torch.inference_mode()
 def beam_search(model, prompts, max_new_tokens, beams=5, length_penalty=1.0, no_repeat_ngram=0, min_new_tokens=0,
-                stopping: Stopping = "likely", eos_id=-1):
+                eos_id=-1):
     """The best continuations of each prompt (lists of ids, of one length): [[(score, ids), ...], ...], up to `beams`
     of them, the best first, without eos_id. score: log p / length ** length_penalty; both count eos_id.
 
-    A search ends with `beams` finished texts: at once ("full"), or when the best running text could not beat the worst
-    of them, judged by its present length ("likely") or by the length that would favour it most ("never").
+    A prompt's search ends when it has `beams` finished texts and its best running text, scored at its present length,
+    is not better than the worst of them (transformers' early_stopping=False).
     """
     P, W, T, device = len(prompts), beams, len(prompts[0]), model.ln_f.weight.device
     max_new_tokens = min(max_new_tokens, model.cfg.n_positions - T)
@@ -55,9 +51,8 @@ def beam_search(model, prompts, max_new_tokens, beams=5, length_penalty=1.0, no_
         score_PW, keep_PW = (top_PC - 1e9 * ends_PC).topk(W)
         row_R, token_R = row_PC.gather(1, keep_PW).flatten(), token_PC.gather(1, keep_PW).flatten()
         text_RT = torch.cat([text_RT[row_R], token_R[:, None]], 1)
-        longest = max_new_tokens if stopping == "never" and length_penalty > 0 else n
-        for p, best in enumerate((score_PW[:, 0] / longest ** length_penalty).tolist()):
-            done[p] |= len(finished[p]) == W and (stopping == "full" or best <= finished[p][-1][0])
+        for p, best in enumerate((score_PW[:, 0] / n ** length_penalty).tolist()):
+            done[p] |= len(finished[p]) == W and best <= finished[p][-1][0]
         if all(done) or n == max_new_tokens:
             return finished
         follow(cache, row_R)
@@ -65,7 +60,7 @@ def beam_search(model, prompts, max_new_tokens, beams=5, length_penalty=1.0, no_
 
 
 def forbid_repeats(log_p_RV, text_RT, n):
-    """No token that would complete an n-gram which the text, prompt included, has had already; 0 forbids nothing."""
+    """Forbid each token that would repeat an n-gram of the prompt or the text so far; n = 0 forbids nothing."""
     T = text_RT.shape[1]
     if not 0 < n <= T:
         return
@@ -75,7 +70,7 @@ def forbid_repeats(log_p_RV, text_RT, n):
 
 
 def follow(cache, row_R):
-    """Row r of the cache becomes what row row_R[r] was: the past of the text that goes on there."""
+    """Reorder the cache: row r takes the keys and values of row row_R[r], whose text it continues."""
     n = cache.length
     cache.k_LBHKS[..., :n] = cache.k_LBHKS[:, row_R, :, :, :n]
     cache.v_LBHSK[:, :, :, :n] = cache.v_LBHSK[:, row_R, :, :n]

@@ -1,10 +1,10 @@
-"""Fine-tuning on extraction: where in this text does the answer stand?
+"""Fine-tuning on extraction: find the answer as a span of the text. finetune_answers.py runs it; this is no script.
 
-Teaches that a third kind of head asks for little: two numbers a token in place of one an option, and finetuning.py's
-loop as it is. And what must be kept from the test: the step that is tested, and the threshold above which a model says
-nothing, are both chosen on dev.
-Not here: windows, spans and their text (spans.py), the scores (text_metrics.py, answer_report.py), which weights learn
-(trainable.py). A GPT and an encoder (baselines/) go through the same lines.
+Teaches that a third kind of head needs little code: two numbers per token instead of one per option, and the same
+training loop. And that the test must choose nothing: the step that is tested, and the threshold above which the model
+gives no answer, are chosen on dev.
+Not here: the loop (training/finetuning.py), windows and spans (answers/spans.py), the scores (answers/scores.py,
+answers/report.py), which weights learn (training/trainable.py). A GPT and an encoder (baselines/) use the same code.
 
     python finetune_answers.py span --model out/laptop/model --train train-v2.0.json --test dev-v2.0.json
     python finetune_answers.py bioasq8b --model out/span/model --seeds 0 1 2       # BioASQ after SQuAD
@@ -27,7 +27,7 @@ from answers.report import shown, span_scores
 from answers.scores import best_threshold, squad2_scores
 from answers.spans import SPAN, SpanModel, SpanReader, best_spans, read_off, read_squad, span_loss
 from baselines import load
-from plumbing.common import UserError, free, git_commit, write_json, write_json_lines, written_whole
+from plumbing.common import UserError, check_ranges, free, git_commit, write_json, write_json_lines, written_whole
 from plumbing.huggingface import find_folder, read_tensors
 from plumbing.runtime import matrix_dtype
 from training.finetuning import Finetuning, fine_tune, outputs_by_length, prepare_out, run_settings, save_model
@@ -58,8 +58,17 @@ class FinetuneSpan(Finetuning):
     select_every: int = 0                    # steps between two looks at dev; 0 is after each epoch
 
 
+# The settings of extraction alone, and those of every fine-tuning (LOOP_RANGES).
+LOOP_RANGES = {
+    "batch_size": (1, None), "micro_batch_size": (1, None), "learning_rate": (0, None), "warmup_ratio": (0, 1),
+    "weight_decay": (0, None), "grad_clip": (0, None), "lora_rank": (0, None), "recompute_every": (0, None),
+    "checkpoint_every": (0, None), "select_every": (0, None)}
+RANGES = LOOP_RANGES | {"max_length": (1, None), "stride": (1, None), "max_question": (1, None),
+                        "max_answer": (1, None), "n_best": (1, None)}
+
+
 def finetune_spans(cfg):
-    """Do what the settings are of, and return the report."""
+    """Fine-tune on the processes that torchrun started, and return the report."""
     check(cfg)
     with join_world(cfg.parallel) as world:
         return finetune_all(cfg, world)
@@ -216,9 +225,7 @@ def summary(report):
 
 
 def check(cfg):
-    for name in ("batch_size", "micro_batch_size", "max_length", "stride", "max_question", "max_answer", "n_best"):
-        if getattr(cfg, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} is {getattr(cfg, name)}; it must be at least 1")
+    check_ranges(cfg, RANGES)
     if not cfg.epochs > 0:
         raise UserError(f"--epochs is {cfg.epochs}; it must be more than 0")
     if not cfg.seeds or len(set(cfg.seeds)) < len(cfg.seeds):

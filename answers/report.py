@@ -1,8 +1,8 @@
-"""From answers to a report: the model's scores beside those of systems that know nothing.
+"""From answers to a report: the model's scores beside those of trivial baselines.
 
-Teaches what belongs to a ROUGE before it can be believed: its interval, what the question itself or the first sentence
-reaches, and how far the references repeat themselves or copy, too.
-Not here: the scores (text_metrics.py).
+Teaches what a ROUGE score needs before it can be believed: its interval, the scores of the question itself and of the
+context's first sentence, and how far the references themselves repeat or copy.
+Not here: the scores (answers/scores.py).
 """
 from answers.scores import (
     bootstrap,
@@ -18,7 +18,7 @@ from answers.scores import (
 
 
 def assess(short, test, predictions):
-    """What report.json says of the answers, of the references themselves where that makes sense, and of baselines."""
+    """The scores for report.json: of the model, of baselines and, for long answers, of the references."""
     sources = [f"{item.context} {item.prompt}".strip() for item in test]
     systems = {"model": [record["answer"] for record in predictions],
                "first sentence": [first_sentence(item.context or item.prompt) for item in test],
@@ -71,9 +71,9 @@ def span_scores(test, silence, *runs):
 
 
 def summary(report):
-    """The lines to print: a system a line."""
+    """The lines to print, one for each system."""
     lines = [f"{report['n']:,} test items; the references have a log-perplexity of "
-             f"{shown(report['reference_log_perplexity'])} nats a token"]
+             f"{shown(report['reference_log_perplexity'])} nats per token"]
     for system in ("model", "first sentence", "the question itself", "the references"):
         if system in report:
             scores = "  ".join(f"{name} {shown(value)}" for name, value in report[system].items())

@@ -1,4 +1,4 @@
-"""What generated text is worth: overlap with a reference, exact answers, and signs of degeneration.
+"""Scores of generated text: overlap with a reference, exact answers, and signs of degeneration.
 
     ROUGE, BLEU               words in common with the reference (by rouge-score and sacrebleu); blind to what is true
     exact match, F1           short answers, compared as SQuAD's official scripts do (0 to 1, theirs 0 to 100)
@@ -34,7 +34,7 @@ def bootstrap(rows_NF, groups=None, score=lambda row: row[0] / row[1]):
 
 
 def mean(values, groups=None):
-    """The mean of a number an item, with its interval."""
+    """The mean of one number per item, with its interval."""
     return bootstrap([(value, 1.0) for value in values], groups)
 
 
@@ -51,8 +51,10 @@ def text_scores(outputs, references, sources):
 
 def bleu_of_counts(row):
     """sacrebleu's corpus BLEU (0 to 100) from its sums: n-grams that match, n-grams, and the two lengths."""
-    match, total, (ours, theirs) = row[:4], row[4:8], row[8:]
-    return BLEU.compute_bleu(list(match), list(total), int(ours), int(theirs), smooth_method="exp").score
+    match, total = row[:4], row[4:8]
+    output_length, reference_length = row[8:]
+    bleu = BLEU.compute_bleu(list(match), list(total), int(output_length), int(reference_length), smooth_method="exp")
+    return bleu.score
 
 
 def ngrams(text, n):
@@ -67,7 +69,7 @@ def distinct(texts, n):
 
 
 def copy_rate(outputs, sources, n=3):
-    """The share of the outputs' word 3-grams that stand in their own sources."""
+    """The share of the outputs' word 3-grams that also occur in their own sources."""
     copied = total = 0
     for output, source in zip(outputs, sources, strict=True):
         grams, known = ngrams(output, n), set(ngrams(source, n))
@@ -103,7 +105,7 @@ def token_f1(prediction, answers):
 
 
 def squad2_scores(prediction, answers):
-    """(exact match, F1) as SQuAD 2.0's script: a question without answers is answered by nothing, "", alone."""
+    """(exact match, F1) as SQuAD 2.0's script: for a question without answers, only the empty text "" is right."""
     answers = [answer for answer in answers if normalized(answer)] or [""]
     exact = exact_match(prediction, answers)
     return exact, token_f1(prediction, answers) if normalized(prediction) else exact

@@ -14,6 +14,7 @@ Each step writes a line to OUT/log.jsonl; the same command again goes on from OU
 folder that transformers' BertForMaskedLM reads. Devlin et al. 2018 (arXiv 1810.04805), Liu et al. 2019 (1907.11692).
 """
 import json
+import math
 import sys
 import time
 import zlib
@@ -28,28 +29,37 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))   # run as a script
 from baselines import load_tokenizer  # noqa: E402
 from baselines.encoder import Encoder, EncoderConfig  # noqa: E402
 from data import Corpus  # noqa: E402
-from plumbing.common import UserError, parse_args, speaking_to_the_user, written_whole  # noqa: E402
+from plumbing.common import (  # noqa: E402
+    UserError,
+    check_ranges,
+    fixed_settings,
+    free,
+    parse_args,
+    speaking_to_the_user,
+    written_whole,
+)
 from plumbing.runtime import autocast, matrix_dtype, pick_device, stop_on_signals  # noqa: E402
-from train import learning_rate  # noqa: E402
 from training.checkpoint import Checkpoints  # noqa: E402
 from training.monitor import forget_steps  # noqa: E402
 from training.parallel import World  # noqa: E402
 
 NEW_TOKENS = ("[CLS]", "[SEP]", "[MASK]", "[PAD]")
-FREE = ("out", "steps", "micro_batch_size", "eval_every", "eval_windows", "checkpoint_every")
+RANGES = {"steps": (1, None), "batch_size": (1, None), "micro_batch_size": (1, None), "learning_rate": (0, None),
+          "final_learning_rate": (0, None), "warmup_steps": (0, None), "weight_decay": (0, None),
+          "eval_every": (1, None), "eval_windows": (1, None), "checkpoint_every": (1, None)}
 
 
 @dataclass(frozen=True)
 class PretrainEncoder:
     """Pretrain an encoder on token shards."""
     data: str = "data/pubmed"            # folder written by prepare/pubmed.py, with its tokenizer
-    out: str = "out/encoder"
+    out: str = free("out/encoder")
     # One type, as RoBERTa: without pairs of texts, a second type's row would be noise when fine-tuning first uses it.
     model: EncoderConfig = EncoderConfig(n_embd=256, n_layer=6, n_head=4, n_inner=1024, n_types=1, resid_pdrop=0.0,
                                          attn_pdrop=0.0)
-    steps: int = 400
+    steps: int = free(400)
     batch_size: int = 16                 # windows of n_positions tokens a step
-    micro_batch_size: int = 16           # windows at once; the rest of the batch is accumulated
+    micro_batch_size: int = free(16)     # windows at once; the rest of the batch is accumulated
     learning_rate: float = 1e-3          # the peak; a network that normalises last bears less than GPT-2
     final_learning_rate: float = 1e-4    # the end of the cosine
     warmup_steps: int = 60
@@ -57,13 +67,14 @@ class PretrainEncoder:
     masked: float = 0.15                 # of the tokens
     seed: int = 0
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    eval_every: int = 100                # steps
-    eval_windows: int = 128              # of the validation split, masked the same way every time
-    checkpoint_every: int = 100
+    eval_every: int = free(100)          # steps
+    eval_windows: int = free(128)        # of the validation split, masked the same way every time
+    checkpoint_every: int = free(100)
 
 
 def main(cfg):
     """Pretrain, and return the loss of every step taken by this call."""
+    check_ranges(cfg, RANGES)
     if cfg.batch_size % cfg.micro_batch_size or not 0 < cfg.masked < 1 or cfg.model.n_positions < 3:
         raise UserError("--batch-size must be a multiple of --micro-batch-size, --masked between 0 and 1, and "
                         "--model.n-positions 3 or more")
@@ -75,7 +86,8 @@ def main(cfg):
         tok.add_special(name)
     # [CLS] before and [SEP] behind; what is between are the tokens that a GPT reads, in the same kind of order.
     corpus, val = (Corpus(cfg.data, split, cfg.model.n_positions - 2, cfg.seed) for split in ("train", "val"))
-    corpus.check_ids(n_read), val.check_ids(n_read)
+    corpus.check_ids(n_read)
+    val.check_ids(n_read)
     model = Encoder(replace(cfg.model, vocab_size=len(tok), masked_head=True)).to(device)
     model.init_weights(cfg.seed)
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=cfg.weight_decay, fused=True)
@@ -127,9 +139,18 @@ def train(cfg, world, model, optimizer, tok, corpus, val):
 
 
 def accept(cfg, folder, saved):
-    for name, now in json.loads(json.dumps(asdict(cfg))).items():
-        if name not in FREE and saved.get(name) != now:
+    for name, now in json.loads(json.dumps(fixed_settings(cfg))).items():
+        if saved.get(name) != now:
             raise UserError(f"{folder}: made with {name} = {saved.get(name)}, now it is {now}; use another --out")
+
+
+def learning_rate(step, cfg):
+    """Linear warm-up, then half a cosine down to the final rate."""
+    if step < cfg.warmup_steps:
+        return cfg.learning_rate * (step + 1) / cfg.warmup_steps
+    progress = (step - cfg.warmup_steps) / max(1, cfg.steps - cfg.warmup_steps)
+    cosine = (1 + math.cos(math.pi * progress)) / 2
+    return cfg.final_learning_rate + (cfg.learning_rate - cfg.final_learning_rate) * cosine
 
 
 def masked(ids_BT, share, tok):
