@@ -28,7 +28,7 @@ import torch
 
 from answers.beam import beam_search
 from answers.examples import START, AnswerModel, Example, Reader, read_items, splits_of
-from answers.extraction import LOOP_RANGES, FinetuneSpan, finetune_spans
+from answers.extraction import FinetuneSpan, finetune_spans
 from answers.report import assess, summary
 from answers.scores import ranked_answers
 from baselines import load
@@ -46,7 +46,7 @@ from plumbing.common import (
 from plumbing.runtime import matrix_dtype, pick_device
 from sample import WARNING, Sampling, stream
 from sampling.text import groups
-from training.finetuning import Finetuning, fine_tune, outputs_by_length, prepare_out, run_settings, save_model
+from training.finetuning import RANGES, Finetuning, fine_tune, outputs_by_length, prepare_out, run_settings, save_model
 from training.parallel import device_mesh, join_world, shard_model
 from training.trainable import check_weights, choose_weights
 
@@ -136,22 +136,22 @@ def finetune_and_report(cfg, world):
         raise UserError(f"{cfg.data}: train, dev and test need an item each; there are {counts}")
     if world.rank == 0:
         print(f"{cfg.data}: " + ", ".join(f"{n:,} {name}" for name, n in counts.items()), flush=True)
-    prepare_out(cfg, world, "training")
-    log, best, cut = finetune(cfg, world, splits)
-    predictions = predict(cfg, world, splits["test"])
-    if world.rank:
-        return None
-    report = assess(cfg.short, splits["test"], predictions) | {
-        "splits": counts, "best": best, "truncated": cut, "seconds": time.perf_counter() - started,
-        "settings": asdict(cfg), "commit": git_commit()}
-    write_json_lines(out / "log.jsonl", log)
-    write_json_lines(out / "predictions.jsonl", predictions)
-    write_json(out / "report.json", report)
-    with written_whole(out / "model") as folder:
-        shutil.copytree(out / "training/best", folder)
-    shutil.rmtree(out / "training")
-    print(f"{summary(report)}\nWrote {out}/report.json and {out}/model")
-    return report
+    with prepare_out(cfg, world, "training"):
+        log, best, cut = finetune(cfg, world, splits)
+        predictions = predict(cfg, world, splits["test"])
+        if world.rank:
+            return None
+        report = assess(cfg.short, splits["test"], predictions) | {
+            "splits": counts, "best": best, "truncated": cut, "seconds": time.perf_counter() - started,
+            "settings": asdict(cfg), "commit": git_commit()}
+        write_json_lines(out / "log.jsonl", log)
+        write_json_lines(out / "predictions.jsonl", predictions)
+        write_json(out / "report.json", report)
+        with written_whole(out / "model") as folder:
+            shutil.copytree(out / "training/best", folder)
+        shutil.rmtree(out / "training")
+        print(f"{summary(report)}\nWrote {out}/report.json and {out}/model")
+        return report
 
 
 def finetune(cfg, world, splits):
@@ -280,7 +280,7 @@ def answer(cfg):
 def check(cfg):
     check_ranges(cfg, DECODING_RANGES)
     if isinstance(cfg, FinetuneAnswers):
-        check_ranges(cfg, LOOP_RANGES | {"max_dev": (0, None), "max_test": (0, None)})
+        check_ranges(cfg, RANGES | {"select_every": (0, None), "max_dev": (0, None), "max_test": (0, None)})
         if not cfg.epochs > 0:
             raise UserError(f"--epochs is {cfg.epochs}; it must be more than 0")
     if isinstance(cfg, Answer) and not cfg.prompt.strip():

@@ -131,13 +131,18 @@ def main(cfg):
 
 
 def finetune_all(cfg, world):
-    """Fine-tune once for each seed; write the report and the model that was best on dev."""
+    """Read the questions, and check all that can be checked before the first step."""
     cfg = replace(cfg, dtype=matrix_dtype(cfg.dtype, world.device))
     check_weights(cfg)
     train, dev, test = read_questions(cfg.train), read_questions(cfg.dev), read_test(cfg.test)
     if cfg.compare:
         read_predictions(cfg.compare, test)            # a wrong file is an error now, not after hours
-    prepare_out(cfg, world, "seeds")
+    with prepare_out(cfg, world, "seeds"):
+        return finetune_seeds(cfg, world, train, dev, test)
+
+
+def finetune_seeds(cfg, world, train, dev, test):
+    """Fine-tune once for each seed; write the report and the model that was best on dev."""
     out, started = Path(cfg.out), time.perf_counter()
     log, predictions, on_dev = [], [], {}
     for seed in cfg.seeds:

@@ -42,7 +42,7 @@ from plumbing.common import (
 )
 from plumbing.huggingface import find_folder, matched
 from plumbing.runtime import autocast, collecting_by_hand, matrix_dtype, precise_dtype, stop_on_signals
-from training.checkpoint import Checkpoints, the_only_run, whole_weights
+from training.checkpoint import Checkpoints, the_only_run, whole_weights, write_origin
 from training.monitor import Monitor, Outliers, report_slowest
 from training.parallel import (
     average_gradients,
@@ -155,7 +155,7 @@ def train(cfg, world):
     optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.learning_rate, betas=(cfg.beta1, cfg.beta2), eps=1e-8,
                                   weight_decay=cfg.weight_decay, fused=world.device.type != "mps")
 
-    losses, skipped = [], 0
+    losses, skipped, last_evaluation = [], 0, {}
     with the_only_run(cfg.out, world), stop_on_signals() as signals, collecting_by_hand():
         # ---- Resume ----
         checkpoints, outliers = Checkpoints(cfg.out, world, cfg.keep_checkpoints), Outliers(cfg.skip_outliers)
@@ -191,7 +191,8 @@ def train(cfg, world):
             # ---- Evaluate and log ----
             seconds, done = time.perf_counter() - started, step + 1
             if done % cfg.eval_every == 0 or done == cfg.steps:
-                values |= evaluate(model, val, cfg, world)
+                last_evaluation = evaluate(model, val, cfg, world)
+                values |= last_evaluation
             if done % 100 == 0:
                 report_slowest(world, monitor, seconds)
             if monitor:
@@ -212,7 +213,7 @@ def train(cfg, world):
 
         # ---- The end: a Hugging Face folder ----
         checkpoints.finish()
-        save_model(cfg, world, model, network)
+        save_model(cfg, world, model, network, last_evaluation)
         if monitor:
             monitor.close()
             print(f"next: python sample.py --model {cfg.out}/model --prompt TEXT")
@@ -379,7 +380,7 @@ def resume(cfg, corpus, checkpoints, model, optimizer, outliers):
     return checkpoints.load(model, optimizer, accept)
 
 
-def save_model(cfg, world, model, network):
+def save_model(cfg, world, model, network, last_evaluation):
     """OUT/model: the Hugging Face folder, with the data's tokenizer beside the weights."""
     weights = whole_weights(model)
     if world.rank:
@@ -393,6 +394,7 @@ def save_model(cfg, world, model, network):
             load_tokenizer(Path(cfg.data)).save(folder)
         else:
             print(f"{cfg.data} holds no tokenizer.json, so {cfg.out}/model will have none; sample.py needs one")
+        write_origin(folder, cfg, read_meta(cfg.data), last_evaluation)
     print(f"wrote {cfg.out}/model", flush=True)
 
 

@@ -30,7 +30,7 @@ from baselines import load
 from plumbing.common import UserError, check_ranges, free, git_commit, write_json, write_json_lines, written_whole
 from plumbing.huggingface import find_folder, read_tensors
 from plumbing.runtime import matrix_dtype
-from training.finetuning import Finetuning, fine_tune, outputs_by_length, prepare_out, run_settings, save_model
+from training.finetuning import RANGES, Finetuning, fine_tune, outputs_by_length, prepare_out, run_settings, save_model
 from training.parallel import device_mesh, join_world, shard_model
 from training.trainable import check_weights, choose_weights
 
@@ -58,13 +58,8 @@ class FinetuneSpan(Finetuning):
     select_every: int = 0                    # steps between two looks at dev; 0 is after each epoch
 
 
-# The settings of extraction alone, and those of every fine-tuning (LOOP_RANGES).
-LOOP_RANGES = {
-    "batch_size": (1, None), "micro_batch_size": (1, None), "learning_rate": (0, None), "warmup_ratio": (0, 1),
-    "weight_decay": (0, None), "grad_clip": (0, None), "lora_rank": (0, None), "recompute_every": (0, None),
-    "checkpoint_every": (0, None), "select_every": (0, None)}
-RANGES = LOOP_RANGES | {"max_length": (1, None), "stride": (1, None), "max_question": (1, None),
-                        "max_answer": (1, None), "n_best": (1, None)}
+SPAN_RANGES = {"select_every": (0, None), "max_length": (1, None), "stride": (1, None), "max_question": (1, None),
+               "max_answer": (1, None), "n_best": (1, None)}
 
 
 def finetune_spans(cfg):
@@ -79,29 +74,29 @@ def finetune_all(cfg, world):
     cfg = replace(cfg, dtype=matrix_dtype(cfg.dtype, world.device))
     check_weights(cfg)
     files, counts = read_files(cfg, world)
-    prepare_out(cfg, world, "seeds")
-    out, started, log, runs, best = Path(cfg.out), time.perf_counter(), [], {}, {}
-    for seed in cfg.seeds:
-        best[seed], lines, windows = finetune(cfg, world, seed, files)
-        runs[seed] = best[seed].pop("records")
-        log += [{"seed": seed} | line for line in lines]
-    if world.rank:
-        return None
-    silence = may_be_silent(files)
-    report = {"n": len(files["test"])} | span_scores(files["test"], silence, *runs.values()) | {
-        "per_seed": [{"seed": seed} | best[seed] | span_scores(files["test"], silence, run)
-                     for seed, run in runs.items()],
-        "files": counts, "windows": windows, "seconds": time.perf_counter() - started, "settings": asdict(cfg),
-        "commit": git_commit()}
-    write_json_lines(out / "log.jsonl", log)
-    write_json_lines(out / "predictions.jsonl", [{"seed": s} | record for s, run in runs.items() for record in run])
-    write_json(out / "report.json", report)
-    chosen = max(best, key=lambda seed: best[seed]["dev_f1"])
-    with written_whole(out / "model") as folder:
-        shutil.copytree(out / f"seeds/{chosen}/best", folder)
-    shutil.rmtree(out / "seeds")
-    print(f"{summary(report)}\nWrote {out}/report.json and {out}/model (seed {chosen})")
-    return report
+    with prepare_out(cfg, world, "seeds"):
+        out, started, log, runs, best = Path(cfg.out), time.perf_counter(), [], {}, {}
+        for seed in cfg.seeds:
+            best[seed], lines, windows = finetune(cfg, world, seed, files)
+            runs[seed] = best[seed].pop("records")
+            log += [{"seed": seed} | line for line in lines]
+        if world.rank:
+            return None
+        silence = may_be_silent(files)
+        report = {"n": len(files["test"])} | span_scores(files["test"], silence, *runs.values()) | {
+            "per_seed": [{"seed": seed} | best[seed] | span_scores(files["test"], silence, run)
+                         for seed, run in runs.items()],
+            "files": counts, "windows": windows, "seconds": time.perf_counter() - started, "settings": asdict(cfg),
+            "commit": git_commit()}
+        write_json_lines(out / "log.jsonl", log)
+        write_json_lines(out / "predictions.jsonl", [{"seed": s} | record for s, run in runs.items() for record in run])
+        write_json(out / "report.json", report)
+        chosen = max(best, key=lambda seed: best[seed]["dev_f1"])
+        with written_whole(out / "model") as folder:
+            shutil.copytree(out / f"seeds/{chosen}/best", folder)
+        shutil.rmtree(out / "seeds")
+        print(f"{summary(report)}\nWrote {out}/report.json and {out}/model (seed {chosen})")
+        return report
 
 
 def read_files(cfg, world):
@@ -225,7 +220,7 @@ def summary(report):
 
 
 def check(cfg):
-    check_ranges(cfg, RANGES)
+    check_ranges(cfg, RANGES | SPAN_RANGES)
     if not cfg.epochs > 0:
         raise UserError(f"--epochs is {cfg.epochs}; it must be more than 0")
     if not cfg.seeds or len(set(cfg.seeds)) < len(cfg.seeds):

@@ -26,6 +26,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.tensor import DTensor
 
 from plumbing.common import UserError, check_folder, lock, read_json, write_json
+from plumbing.huggingface import write_model_card
 
 NAME = "[0-9]" * 8
 
@@ -66,6 +67,17 @@ def check_weights(model, world, steps):
     if world.sum(broken).item():
         raise UserError(f"after {steps} steps the weights are not finite, so they were not saved; lower "
                         "--learning-rate and run again: the newest checkpoint is from before")
+
+
+def write_origin(folder, cfg, meta, evaluation):
+    """What is known of a pretrained model, beside its weights: a model card, and pretraining.json with the test sets
+    that the text was kept free of. meta: the data's meta.json; evaluation: the last one on held-out text."""
+    if "excluded" in meta:
+        write_json(folder / "pretraining.json", {"excluded": meta["excluded"]})
+    training = {"steps": cfg.steps, "tokens read": cfg.steps * cfg.batch_size * cfg.length,
+                "first weights": cfg.init_from or "random", "learning rate": cfg.learning_rate,
+                "windows per step": cfg.batch_size, "seed": cfg.seed}
+    write_model_card(folder, {"Training": training, "Text": meta.get("train"), "On held-out text": evaluation})
 
 
 class Checkpoints:

@@ -6,26 +6,23 @@ Not here: the loss and the metrics (finetune_qa.py, finetune_answers.py); which 
 (parallel.py); checkpoints (checkpoint.py).
 """
 import math
-import os
 import shutil
-import tempfile
 import zlib
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from plumbing.common import UserError, fixed_settings, free, read_json, write_json, written_whole
 from plumbing.huggingface import add_tensors
 from plumbing.runtime import autocast, stop_on_signals
-from training.checkpoint import Checkpoints
-from training.parallel import average_gradients
+from training.checkpoint import Checkpoints, is_first_start, the_only_run, whole_weights
+from training.parallel import average_gradients, clip_gradients
 from training.trainable import make_optimizer, merged, trained
 
 
@@ -87,10 +84,10 @@ def fine_tune(cfg, world, seed, folder, model, n_train, loss_of, evaluate, fixed
             # forward and backward
             epoch, batch = batch_of(step, n_train, cfg.batch_size, seed)
             loss = accumulate_gradients(model, ddp, batch, loss_of, cfg, world)
-            grad_norm = clip_gradients(model, cfg.grad_clip)
+            grad_norm = clip_gradients(trained(model), cfg.grad_clip).item()
 
             # agree: the loss of all processes; one signal stops them all
-            loss, stop = world.sum(torch.stack([loss, loss.new_tensor(float(bool(signals)))])).tolist()
+            loss, stop = world.vote(loss, signals)
             if not math.isfinite(loss + grad_norm):
                 raise UserError(f"seed {seed}, step {step}: the loss is {loss}, the gradient {grad_norm}; lower "
                                 "--learning-rate")
@@ -138,12 +135,6 @@ def accumulate_gradients(model, ddp, batch, loss_of, cfg, world):
         (part_loss * world.size).backward()
         loss += part_loss.detach()
     return loss
-
-
-def clip_gradients(model, limit):
-    """Scale the gradients so that their norm is at most `limit` (0: no limit); returns the norm before."""
-    norm = torch.nn.utils.clip_grad_norm_(trained(model), limit or math.inf)
-    return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
 
 
 def learning_rate(step, steps, cfg):
@@ -197,20 +188,15 @@ def run_settings(cfg, files):
     return fixed_settings(cfg) | {name: zlib.crc32(Path(getattr(cfg, name)).read_bytes()) for name in files}
 
 
+@contextmanager
 def prepare_out(cfg, world, left_over):
-    """Before any work: OUT must be a folder that can be written. With --restart, remove what an interrupted run left in
-    OUT/left_over; a restart by torchrun or SLURM is not the user's, and resumes."""
-    restarts = [os.environ.get(name, "0") for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")]
-    if world.rank == 0:
-        try:
-            Path(cfg.out).mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=cfg.out):
-                pass
-        except OSError as error:
-            raise UserError(f"--out {cfg.out}: cannot write there ({error.strerror}); give another folder") from error
-        if cfg.restart and restarts == ["0", "0"]:
+    """Hold OUT, which must be a folder that can be written and that no other run is writing. With --restart, what an
+    interrupted run left in OUT/left_over is removed; a restart by torchrun or SLURM resumes."""
+    with the_only_run(cfg.out, world):
+        if cfg.restart and is_first_start() and world.rank == 0:
             shutil.rmtree(Path(cfg.out) / left_over, ignore_errors=True)
-    world.wait()
+        world.wait()
+        yield
 
 
 def resume(checkpoints, model, optimizer, fixed):
@@ -232,7 +218,7 @@ def resume(checkpoints, model, optimizer, fixed):
 def save_model(model, tok, folder, world, about=None):
     """Write model.gpt as a Hugging Face folder, low-rank additions merged in, plus the task head's tensors. All
     processes call it; the first one writes. about: what else config.json says."""
-    whole = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    whole = whole_weights(model)
     if world.rank:
         return
     whole = merged(whole)
