@@ -17,6 +17,7 @@ Not here: the loop (training/finetuning.py), what the model reads (answers/examp
 OUT/model is the model that was best on dev, OUT/report.json has the scores, OUT/predictions.jsonl every answer. An
 interrupted run resumes from OUT/training by the same command. Bolton et al. 2024 (arXiv 2403.18421), section 4.
 """
+import plumbing.interrupt  # noqa: F401, I001  first, for Ctrl-C during the imports
 import shutil
 import sys
 import time

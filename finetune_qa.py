@@ -21,6 +21,7 @@ OUT/predictions.jsonl every prediction. The same command resumes an interrupted 
 starts again from the beginning. Bolton et al. 2024 (arXiv 2403.18421), section 4; "our choice" marks what it leaves
 open.
 """
+import plumbing.interrupt  # noqa: F401, I001  first, for Ctrl-C during the imports
 import shutil
 import time
 from dataclasses import asdict, dataclass, replace

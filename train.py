@@ -17,6 +17,7 @@ Each step writes a line to OUT/log.jsonl. The same command resumes from OUT's ne
 processes; --restart begins anew. At the end OUT/model is a Hugging Face folder for sample.py and finetune_qa.py.
 Bolton et al. 2024 (arXiv 2403.18421), section 3 and tables 5 and 6; "our choice" marks what the paper does not say.
 """
+import plumbing.interrupt  # noqa: F401, I001  first, for Ctrl-C during the imports
 import gc
 import json
 import math

@@ -1,4 +1,10 @@
-"""The systems BioMedLM is compared with, through the same scripts: one file a family, told apart here.
+"""The models that BioMedLM is compared with, through the same scripts; nothing at the top needs them to be understood.
+
+gpt_neo.py           GPT-Neo: local attention in every second layer, scores that are not divided
+llama.py             Llama 2 and 3, BioMedGPT: RoPE, RMSNorm, SwiGLU, grouped keys
+encoder.py           BERT, ELECTRA and ALBERT: one encoder, and where they differ
+pretrain_encoder.py  masked tokens on the shards that a GPT reads: a rival of the same size
+subwords.py          SentencePiece's and BERT's vocabularies, through the tokenizers library
 
 A folder's config.json names its family (model_type); FAMILIES names the file that computes it. Every script loads a
 model and its tokenizer with `load`.

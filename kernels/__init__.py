@@ -1,8 +1,19 @@
-"""Triton kernels, one lesson per file: layer_norm, gelu, cross_entropy, flash_attention, flash_decode, in this order.
+"""Triton kernels, one lesson per file, in reading order.
 
-transformer.py makes a block out of them, tiles.py has the tiles' sizes, measure.py their speed on a GPU, and
-compile_check.py their machine code without one. In this file: can the kernels run on this machine, and by which
-assembler are they compiled? Nothing here falls back in silence: `choose` says what it chose, and why.
+layer_norm.py       the easiest kernel: rows, two reductions, a derived backward pass
+gelu.py             bias and GELU, discarded in the forward pass and recomputed
+cross_entropy.py    the gradient of the loss, written over the logits
+flash_attention.py  attention that never stores its T x T matrix
+flash_decode.py     attention of one new token
+matvec.py           a linear layer on one new token: as fast as memory delivers the weights
+transformer.py      a block and the loss, put together from the kernels
+tiles.py            how large the tiles are, and why
+self_check.py       is the attention right that this machine's assembler compiled?
+measure.py          how the speed of a kernel is measured
+compile_check.py    machine code for A100 and H100, on a machine with neither
+
+In this file: can the kernels run on this machine, and by which assembler are they compiled? Nothing here falls back in
+silence: `choose` says what it chose, and why.
 
 Not here: the C loops that generate text on a CPU (sampling/native.py).
 """

@@ -1,5 +1,6 @@
 """What every script needs and no reader has to study: nothing here changes what a model learns.
 
+interrupt.py         Ctrl-C while a script is still importing
 common.py            the command line, errors for the user, files that appear whole
 runtime.py           device, precision, signals
 huggingface.py       the folder in which models are stored and exchanged
