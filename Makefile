@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PY = .venv/bin/python
 
-.PHONY: demo test lint bench gpu clean
+.PHONY: demo test lint bench gpu evidence clean
 
 .venv/ready: requirements.txt requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
@@ -32,6 +32,11 @@ bench: .venv/ready
 # PY=python3 uses an environment that is already there
 gpu: $(if $(filter .venv/%,$(PY)),.venv/ready)
 	$(PY) bench/gpu.py
+
+# Hours: a small model on real abstracts against its untrained twin. ABSTRACTS is a file of structured abstracts, TEXTS
+# the files to pretrain on
+evidence: .venv/ready
+	$(PY) bench/evidence.py --abstracts $(ABSTRACTS) --texts $(TEXTS)
 
 clean:
 	rm -rf .venv out data .pytest_cache .ruff_cache

@@ -43,7 +43,8 @@ def main(cfg):
         run(out / "tokenizer/tokenizer.json", "tokenizer.py", "train", "--inputs", *cfg.texts, "--vocab-size", "8192",
             "--out", out / "tokenizer")
         run(out / "data/meta.json", "prepare/pubmed.py", "--inputs", *cfg.texts, "--tokenizer", out / "tokenizer",
-            "--exclude", sections / "sections_documents.jsonl", "--val-fraction", "0.01", "--out", out / "data")
+            "--exclude", sections / "sections_documents.jsonl", sections / "sections_test.jsonl",
+            "--val-fraction", "0.01", "--out", out / "data")
         run(Path(model) / "config.json", "train.py", "laptop", "--data", out / "data", "--out", out / "small",
             *PRETRAINING)
 
