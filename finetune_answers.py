@@ -47,7 +47,16 @@ from plumbing.common import (
 from plumbing.runtime import matrix_dtype, pick_device
 from sample import WARNING, Sampling, stream
 from sampling.text import groups
-from training.finetuning import RANGES, Finetuning, fine_tune, outputs_by_length, prepare_out, run_settings, save_model
+from training.finetuning import (
+    RANGES,
+    Finetuning,
+    fine_tune,
+    outputs_by_length,
+    prepare_out,
+    run_settings,
+    save_model,
+    write_card,
+)
 from training.parallel import device_mesh, join_world, shard_model
 from training.trainable import check_weights, choose_weights
 
@@ -150,6 +159,7 @@ def finetune_and_report(cfg, world):
         write_json(out / "report.json", report)
         with written_whole(out / "model") as folder:
             shutil.copytree(out / "training/best", folder)
+            write_card(folder, cfg, cfg.data, summary(report))
         shutil.rmtree(out / "training")
         print(f"{summary(report)}\nWrote {out}/report.json and {out}/model")
         return report

@@ -52,7 +52,7 @@ from questions.heads import Classifier, labels_of, predict, reader_for
 from questions.metrics import accuracy
 from questions.report import assess, left_out_of_pretraining, predictions_of, read_predictions, summary
 from questions.zero_shot import ZeroShot, zero_shot
-from training.finetuning import RANGES, Finetuning, fine_tune, prepare_out, run_settings, save_model
+from training.finetuning import RANGES, Finetuning, fine_tune, prepare_out, run_settings, save_model, write_card
 from training.parallel import device_mesh, join_world, shard_model
 from training.trainable import check_weights, choose_weights
 
@@ -167,6 +167,7 @@ def finetune_seeds(cfg, world, train, dev, test):
         raise UserError(f"wrote {out}/report.json, but no model: an older version began this run; use --restart")
     with written_whole(out / "model") as folder:
         shutil.copytree(out / f"seeds/{chosen}/best", folder)
+        write_card(folder, cfg, cfg.test, summary(report))
     shutil.rmtree(out / "seeds")
     print(f"{summary(report)}. Wrote {out}/report.json and {out}/model (seed {chosen}). Ask it:\n"
           f"    python finetune_qa.py ask --model {out}/model --interactive")

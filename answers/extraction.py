@@ -30,7 +30,16 @@ from baselines import load
 from plumbing.common import UserError, check_ranges, free, git_commit, write_json, write_json_lines, written_whole
 from plumbing.huggingface import find_folder, read_tensors
 from plumbing.runtime import matrix_dtype
-from training.finetuning import RANGES, Finetuning, fine_tune, outputs_by_length, prepare_out, run_settings, save_model
+from training.finetuning import (
+    RANGES,
+    Finetuning,
+    fine_tune,
+    outputs_by_length,
+    prepare_out,
+    run_settings,
+    save_model,
+    write_card,
+)
 from training.parallel import device_mesh, join_world, shard_model
 from training.trainable import check_weights, choose_weights
 
@@ -94,6 +103,7 @@ def finetune_all(cfg, world):
         chosen = max(best, key=lambda seed: best[seed]["dev_f1"])
         with written_whole(out / "model") as folder:
             shutil.copytree(out / f"seeds/{chosen}/best", folder)
+            write_card(folder, cfg, cfg.test, summary(report))
         shutil.rmtree(out / "seeds")
         print(f"{summary(report)}\nWrote {out}/report.json and {out}/model (seed {chosen})")
         return report

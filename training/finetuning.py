@@ -19,7 +19,7 @@ from torch.distributed.fsdp import FSDPModule
 from tqdm import tqdm
 
 from plumbing.common import UserError, fixed_settings, free, read_json, write_json, written_whole
-from plumbing.huggingface import add_tensors
+from plumbing.huggingface import add_tensors, write_model_card
 from plumbing.runtime import autocast, stop_on_signals
 from training.checkpoint import Checkpoints, is_first_start, the_only_run, whole_weights
 from training.parallel import average_gradients, clip_gradients
@@ -232,3 +232,10 @@ def save_model(model, tok, folder, world, about=None):
         tok.save(temporary)
         config = read_json(temporary / "config.json", "a model's configuration")
         write_json(temporary / "config.json", config | (about or {}))
+
+
+def write_card(folder, cfg, test_file, result):
+    """The model card of a fine-tuned model. result: the report's summary, a line."""
+    settings = {name: getattr(cfg, name) for name in ("epochs", "batch_size", "learning_rate", "lora_rank")}
+    write_model_card(folder, {"Fine-tuned from": cfg.model, "Test": {"file": Path(test_file).name, "result": result},
+                              "Settings": settings})
