@@ -203,12 +203,14 @@ def train(cfg, world):
                                 f"last {step}; lower --learning-rate, or look at the data. {cfg.out} resumes from its "
                                 "newest checkpoint")
 
-            # ---- Save ----
-            if done == cfg.steps or stop or (cfg.checkpoint_every and done % cfg.checkpoint_every == 0):
-                checkpoints.save(done, model, optimizer, saved_settings(cfg, corpus, outliers))
+            # ---- Save, but not while steps are skipped: broken weights must not push out the last good checkpoint ----
+            due = stop or (cfg.checkpoint_every and done % cfg.checkpoint_every == 0)
+            if done == cfg.steps or (due and not skipped):
+                checkpoints.save(done, model, optimizer, saved_settings(cfg, corpus, outliers), last_evaluation)
             if stop and done < cfg.steps:
                 checkpoints.finish()
-                raise KeyboardInterrupt(f"saved after step {step}; the same command resumes from there")
+                saved = "not saved, because steps are being skipped" if skipped else f"saved after step {step}"
+                raise KeyboardInterrupt(f"{saved}; the same command resumes from the newest checkpoint")
             if done % 1000 == 0:
                 gc.collect()
 

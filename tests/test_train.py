@@ -131,7 +131,7 @@ def test_a_killed_run_resumes_to_the_same_weights(cfg, world, tmp_path):
         time.sleep(0.01)
     killed.processes[0].terminate()                                                                        # SIGTERM
     finished = killed.wait()
-    assert "resumes from there" in finished.stderr and finished.returncode == 130
+    assert "saved after step" in finished.stderr and finished.returncode == 130
     assert not (tmp_path / "killed" / "model").exists() and len(checkpoints(tmp_path / "killed")) == 1
     assert launched(*command("killed")).returncode == 0
     assert_same(*(GPT.from_pretrained(tmp_path / name / "model").state_dict() for name in ("whole", "killed")))
@@ -281,6 +281,18 @@ def test_broken_weights_are_neither_saved_nor_exported(cfg, monkeypatch):
     with pytest.raises(UserError, match="not finite"):
         train.main(cfg)
     assert [path.name for path in checkpoints(cfg.out)] == ["00000004"] and not Path(cfg.out, "model").exists()
+
+
+def test_skipped_steps_never_push_out_the_last_good_checkpoint(cfg, whole, tmp_path):
+    kept = [path.name for path in checkpoints(cfg.out)]
+    broken = replace(cfg, steps=30, learning_rate=1e30, final_learning_rate=1e30, warmup_steps=0, checkpoint_every=2,
+                     max_skipped=3, out=str(tmp_path / "broken"))
+    with pytest.raises(UserError, match="skipped"):
+        train.main(broken)
+    assert checkpoints(broken.out) == [] and len(kept) == 2
+    with pytest.raises(UserError, match="not finite"):
+        train.main(replace(broken, steps=4, max_skipped=99))
+    assert not Path(broken.out, "model").exists()
 
 
 def test_no_limit_on_the_gradient_is_not_a_limit_of_zero(cfg, whole, tmp_path):

@@ -6,6 +6,7 @@ last. Data and dropout are functions of (seed, step), so nothing else has to be 
 number of processes.
 Not here: models for others to read; those are Hugging Face folders (plumbing/huggingface.py).
 """
+import math
 import os
 import shutil
 import time
@@ -58,14 +59,14 @@ def whole_weights(model):
     return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
 
 
-def check_weights(model, world, steps):
+def check_weights(model, world, steps, scores):
     """Broken weights are neither saved nor exported: a weight that is not finite never recovers."""
-    broken = torch.zeros((), device=world.device)
+    broken = torch.tensor(float(not all(map(math.isfinite, scores))), device=world.device)
     for p in model.parameters():
         local = p.detach().to_local() if isinstance(p, DTensor) else p.detach()
         broken += (~local.isfinite()).any()
     if world.sum(broken).item():
-        raise UserError(f"after {steps} steps the weights are not finite, so they were not saved; lower "
+        raise UserError(f"after {steps} steps weights or validation loss are not finite, so they were not saved; lower "
                         "--learning-rate and run again: the newest checkpoint is from before")
 
 
@@ -100,10 +101,11 @@ class Checkpoints:
                 os.replace(path, self.out / "discarded" / path.name)
         self.world.wait()
 
-    def save(self, step, model, optimizer, settings):
-        """Copy the state after `step` steps and begin to write it; returns before it is on disk."""
+    def save(self, step, model, optimizer, settings, evaluation=None):
+        """Copy the state after `step` steps and begin to write it; returns before it is on disk. UserError if weights
+        or the last evaluation's numbers are not finite: such a state is of no use."""
         self.finish()
-        check_weights(model, self.world, step)
+        check_weights(model, self.world, step, (evaluation or {}).values())
         folder = self.out / "checkpoints" / f"{step:08d}"
         if self.world.rank == 0:
             shutil.rmtree(folder, ignore_errors=True)          # what a crash left of the same step
