@@ -28,7 +28,7 @@ def weights_of(linear):
     if isinstance(linear, torch.nn.Linear):
         return linear.weight, None, linear.bias
     layout = getattr(linear, "layout", type(linear).__name__)
-    if layout == "int8_any":
+    if layout == "widened_int8":
         return linear.packed
     if layout == "plain":
         weight_OI, bias_O = linear.packed

@@ -407,11 +407,13 @@ def test_restart_discards_the_interrupted_run_once_and_not_again_when_the_launch
     left = tmp_path / "qa" / "seeds" / "0"
     left.mkdir(parents=True)
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    finetuning.prepare_out(replace(cfg, restart=True), ALONE, "seeds")
-    assert left.is_dir()
+    with finetuning.prepare_out(replace(cfg, restart=True), ALONE, "seeds"):
+        assert left.is_dir()
+        with pytest.raises(UserError, match="another run"), finetuning.prepare_out(cfg, ALONE, "seeds"):
+            pass
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
-    finetuning.prepare_out(replace(cfg, restart=True), ALONE, "seeds")
-    assert not left.exists()
+    with finetuning.prepare_out(replace(cfg, restart=True), ALONE, "seeds"):
+        assert not left.exists()
 
 
 def test_a_clipping_norm_of_0_is_no_limit():
@@ -419,7 +421,7 @@ def test_a_clipping_norm_of_0_is_no_limit():
     for limit, scale in ((0.0, 1.0), (1.0, 0.1)):
         for p in model.parameters():
             p.grad = torch.full_like(p, 10 / 3 ** 0.5)
-        assert finetuning.clip_gradients(model, limit) == pytest.approx(10)
+        assert finetuning.clip_gradients([*model.parameters()], limit).item() == pytest.approx(10)
         assert model.bias.grad.item() == pytest.approx(scale * 10 / 3 ** 0.5, rel=1e-4)
 
 

@@ -216,7 +216,7 @@ def broken(folder, what):
     if what == "a missing tensor":
         del state["transformer.h.1.ln_1.weight"]
     elif what == "an unknown tensor":
-        state["score.weight"] = torch.ones(1)
+        state["transformer.extra.weight"] = torch.ones(1)
     elif what == "a wrong shape":
         state["transformer.wpe.weight"] = torch.ones(5, 48)
     elif what == "an index that reaches outside":
@@ -224,7 +224,7 @@ def broken(folder, what):
         (folder / huggingface.INDEX).write_text(json.dumps({"weight_map": {"wte.weight": "../secret.safetensors"}}))
         return "not a plain file name"
     save_file(state, weights)
-    return {"a missing tensor": "lack h.1.ln_1.weight", "an unknown tensor": "score.weight",
+    return {"a missing tensor": "lack h.1.ln_1.weight", "an unknown tensor": "extra.weight",
             "a wrong shape": r"wpe.weight is \(5, 48\)"}[what]
 
 

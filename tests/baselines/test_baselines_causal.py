@@ -303,7 +303,7 @@ def test_settings_that_cannot_work_are_named(folders, tmp_path, changes, words):
 
 
 def test_shards_of_another_vocabulary_are_noticed(folders, tmp_path):
-    with pytest.raises(UserError, match="301 tokens, and 300 ends a text; in .* and 2 does"):
+    with pytest.raises(UserError, match="301 tokens, and 300 ends a text; .* has 378, and 2 ends one"):
         train.main(settings(folders, "llama", tmp_path, data=str(folders["data neo"])))
 
 
@@ -322,7 +322,9 @@ def test_a_process_of_three_takes_its_slice_of_the_folders_weights(folders, tmp_
     cfg, whole = settings(folders, "llama", tmp_path, parallel="fsdp"), load_model(folders["llama"]).state_dict()
     dist.init_process_group("fake", rank=1, world_size=3, store=FakeStore())        # the others only pretend
     try:
-        sliced = dict(train.build(train.shaped(cfg), World(1, 3, torch.device("cpu"))).named_parameters())
+        one = World(1, 3, torch.device("cpu"))
+        network, cfg, tensors = train.opened(cfg, one)
+        sliced = dict(train.build(cfg, one, network, tensors).named_parameters())
     finally:
         dist.destroy_process_group()
     for part, value in whole.items():

@@ -55,7 +55,7 @@ def prepared(layout, batch):
     return model, cache, GraphStep(model, cache, record=False)
 
 
-@pytest.mark.parametrize("layout, batch", [("", 2), ("plain", 1), ("int8_any", 2)])
+@pytest.mark.parametrize("layout, batch", [("", 2), ("plain", 1), ("widened_int8", 2)])
 @torch.no_grad()
 def test_the_step_gives_the_logits_of_the_model_with_a_growing_cache(layout, batch):
     model, cache, step = prepared(layout, batch)
@@ -114,6 +114,6 @@ def test_a_head_width_that_triton_cannot_tile_is_named():
 def test_weights_that_the_kernels_cannot_read_are_named():
     model = tiny_model()
     cache = KVCache(model.cfg, 1, 12, model.wpe.weight)
-    lay_out(model, "blocks")
-    with pytest.raises(UserError, match="the layout blocks; use --no-cuda-graph"):
+    lay_out(model, "widened")
+    with pytest.raises(UserError, match="the layout widened; use --no-cuda-graph"):
         GraphStep(model, cache, record=False)

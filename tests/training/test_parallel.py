@@ -17,6 +17,7 @@ from torch.torch_version import TorchVersion
 
 import train
 from launch.plan import step_memory
+from model import GPT
 from plumbing.common import UserError
 from training import parallel
 from training.checkpoint import complete_checkpoints
@@ -93,14 +94,14 @@ def one_step_as(rank):
     world = parallel.World(rank, 128, torch.device("cpu"))
     for shard in (0, 8):
         cfg = train.Train(model=tiny_config(), parallel="fsdp", shard=shard, compile=False)
-        model = train.build(cfg, world)
+        model = train.build(cfg, world, GPT, {})
         optimizer = torch.optim.AdamW(model.parameters(), fused=True)
         ids_BT = torch.zeros(1, 8, dtype=torch.int64)
         model(ids_BT, ids_BT).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         print(tuple(model.wte.weight.to_local().shape))
-    assert train.rows_of(world, train.Train()) == slice(8 * rank, 8 * rank + 8)
+    assert world.share(1024) == slice(8 * rank, 8 * rank + 8)
 
 
 @pytest.mark.parametrize("rank, rows", [(0, (3, 38)), (127, (0, 35))])
@@ -115,7 +116,7 @@ def test_a_setting_that_cannot_work_with_these_processes_is_named(monkeypatch):
     with pytest.raises(UserError, match="--shard 3 does not divide the 2 processes"):
         parallel.device_mesh(two, 3)
     with pytest.raises(UserError, match="no multiple of 2 processes x --micro-batch-size 8"):
-        train.rows_of(two, train.Train(batch_size=24))
+        train.read_data(train.Train(batch_size=24), two)
     with pytest.raises(UserError, match="wants torchrun"):
         parallel.join_world("ddp")
     monkeypatch.setenv("WORLD_SIZE", "2")
