@@ -195,24 +195,27 @@ def merge_everywhere(words, holders, pair, new):
     >>> list(merge_everywhere(words, [0], pair="th", new="X")), words
     ([('he', 'Xe', [0])], ['Xe'])
 
-    A word is listed once for each occurrence.
+    A word is listed once for each occurrence, one after another, but is cut and joined only once.
     """
     (a, b), left, right = pair, defaultdict(list), defaultdict(list)     # neighbour -> words in which it is one
+    last = -1
     for i in holders:
-        done, found, rest = words[i].partition(pair)
-        if not found:                                            # another merge took this occurrence meanwhile
+        if i == last:
             continue
-        if done:
-            left[done[-1]].append(i)
-        while pair in rest:                                      # once more in the same word: rare
-            between, _, rest = rest.partition(pair)
+        last = i
+        first, *parts = words[i].split(pair)
+        if not parts:                                            # another merge took all occurrences meanwhile
+            continue
+
+        if first:
+            left[first[-1]].append(i)
+        for between in parts[:-1]:                               # several times in one word: rare
             right[between[0] if between else new].append(i)
             if between:
                 left[between[-1]].append(i)
-            done += new + between
-        if rest:
-            right[rest[0]].append(i)
-        words[i] = done + new + rest
+        if parts[-1]:
+            right[parts[-1][0]].append(i)
+        words[i] = new.join([first, *parts])
     for x, ids in left.items():
         yield x + a, x + new, ids
     for x, ids in right.items():

@@ -84,9 +84,11 @@ def test_vocabulary_and_merges_equal_hugging_faces_entry_for_entry(seed, n, size
     assert ours["vocab"] == theirs["vocab"]
 
 
-def test_ties_and_pairs_that_overlap_are_merged_as_hugging_face_merges_them(tmp_path):
-    rng = random.Random(5)
-    texts = ["".join(rng.choices("ab ", k=rng.randint(1, 60))) for _ in range(300)] + ["aaaaaaa aaa aaaa"] * 3
+@pytest.mark.parametrize("texts", [
+    ["".join(random.Random(5).choices("ab ", k=17 * i % 60 + 1)) for i in range(300)] + ["aaaaaaa aaa aaaa"] * 3,
+    ["=" * 3000, "=" * 501 + "a" * 77], ["ab" * 2000, "aab" * 700, "a" * 333 + "b"], ["abc" * 999 + "-" * 65]],
+    ids=["ties", "one sign", "two letters", "three letters"])
+def test_ties_and_pairs_that_overlap_are_merged_as_hugging_face_merges_them(tmp_path, texts):
     theirs = hugging_face(texts, 10_000)                  # all that the text yields
     Tokenizer.train(texts, len(theirs["vocab"]) + 1).save(tmp_path)
     assert json.loads((tmp_path / "tokenizer.json").read_text())["model"]["merges"] == theirs["merges"]
