@@ -4,7 +4,7 @@
 
 Teaches the paper's format for paragraphs and summaries (section 4), how examples share a row without seeing each
 other, and what happens to a text that is too long: a prompt loses its end, as in the paper; a context is cut into
-windows that overlap, so that an answer broken by one window's end stands whole in another.
+windows that overlap, so that an answer cut by the end of one window is whole in another.
 Not here: the loop (finetune_answers.py), generation (sample.py, beam.py), scores (text_metrics.py).
 
 A file has a JSON object a line: {"prompt", "answer"}. Optional: "id"; "context", a text to answer from; "answers", all

@@ -126,7 +126,7 @@ def read_files(cfg, world):
         for name, found in counts.items():
             print(f"{name}: {found['items']:,} questions of a context, {found['left_out']:,} more left out, since a "
                   f"later split has their question or context; of {found['answers']:,} answers {found['moved']:,} do "
-                  f"not stand where the file says, {found['absent']:,} not in their context at all")
+                  f"not found at the offset in the file, {found['absent']:,} not in their context at all")
     if lacking := [name for name, items in files.items() if not items]:
         raise UserError(f"no question is left for {lacking[0]}; give larger files, or --dev")
     return files, counts
@@ -180,7 +180,7 @@ def build(cfg, world, seed):
     if head and not cfg.untrained:
         model.qa_outputs.load_state_dict(head)
     choose_weights(model, cfg, len(new))
-    if isinstance(gpt.lm_head, torch.nn.Module):       # nobody asks it, but a family that has one keeps it
+    if isinstance(gpt.lm_head, torch.nn.Module):       # not used here, but a family that has one keeps it
         gpt.lm_head.requires_grad_(False)
     if cfg.parallel == "fsdp":
         shard_model(model, device_mesh(world, 0), cfg.dtype)

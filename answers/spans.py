@@ -5,7 +5,7 @@
 
 Teaches how a long context is read in windows, how the best of all spans is found, and how a span of tokens becomes
 text again: cut out of the context by offsets, never decoded, so that it is the context's own spelling. A causal model's
-token has seen only what is before it. So the question must stand before the context; and still a first token is judged
+token has seen only what is before it. So the question must come before the context, and even then a first token is judged
 blind to what follows it, where an encoder sees the whole sentence: a handicap, and one to measure.
 Not here: the run (finetune_span.py), EM and F1 (text_metrics.py), how rows are laid (packed.py).
 
@@ -33,13 +33,13 @@ SPAN = ("<|QUESTION|>", "<|CONTEXT|>", "<|ANSWER|>")     # before the question, 
 @dataclass(frozen=True)
 class SpanItem(Item):
     """A question about a context. Without answers: it has none there. starts: where each answer begins in the context,
-    in characters; -1 for one that does not stand there, with which nothing can be taught."""
+    in characters; -1 for one that is not there, from which nothing can be learned."""
     starts: tuple[int, ...] = ()
 
 
 def read_squad(path):
-    """(the items of a file in SQuAD's shape, {"answers", "moved", "absent"}: how many answers it has, how many stand
-    elsewhere than it says and how many do not stand in their context). TRAP: BioASQ's ids are QUESTION_NNN, several
+    """(the items of a file in SQuAD's shape, {"answers", "moved", "absent"}: how many answers it has, how many are at
+    another offset than it says, and how many are not in their context). TRAP: BioASQ's ids are QUESTION_NNN, several
     snippets a question; they are one group."""
     items, count = [], {"answers": 0, "moved": 0, "absent": 0}
     try:
@@ -57,7 +57,7 @@ def read_squad(path):
     if not items:
         raise UserError(f"{path}: holds no question")
     if len({item.id for item in items}) < len(items):
-        raise UserError(f"{path}: an id stands twice; each question of each context needs its own")
+        raise UserError(f"{path}: an id occurs twice; each question of each context needs its own")
     return items, count
 
 
@@ -70,7 +70,7 @@ def span_item(qa, context):
 
 
 def found_at(context, text, start):
-    """Where the answer begins: as the file says, or else where it stands nearest to that; in other case, too."""
+    """Where the answer begins: as the file says, or else at the nearest place that has it, in upper or lower case."""
     for where, what in ((context, text), (context.lower(), text.lower())):
         if what.strip() and len(where) == len(context):           # "İ" has two letters in lower case
             places = [match.start() for match in re.finditer(re.escape(what), where)]
@@ -209,7 +209,7 @@ def read_off(items, windows, found):
     """For each item (what speaks for "no answer", [(text, log p), ...] with the best first), over all its windows.
 
     The first is the least log p of "no answer" of any window less the log p of the best text: above a threshold, which
-    dev chooses, the question is not answered. A text that stands in the context twice counts once, where it is best.
+    dev chooses, the question is not answered. A text that occurs twice in the context counts once, with its better score.
     """
     nulls, texts = [np.inf] * len(items), [{} for _ in items]
     for window, (null, spans) in zip(windows, found, strict=True):

@@ -188,7 +188,7 @@ class MaskedHead(nn.Module):
 class Encoder(nn.Module):
     """Every token of ids_BT (int64) read with all others of its row in sight.
 
-    `h` holds the blocks that have weights of their own: ALBERT's one stands there once, and so it is sliced once
+    `h` holds the blocks that have weights of their own: ALBERT's one block is in it once, and so it is sliced once
     (parallel.py), has one addition of low rank, which all layers share as they share the weights, and is recomputed in
     all layers or in none.
     """
@@ -227,7 +227,7 @@ class Encoder(nn.Module):
     def hidden(self, ids_BT, type_BT=None, visible_BTS=None, position_BT=None):
         """The last block's output x_BTD. type_BT (int64; none is all 0): which text a token belongs to. visible_BTS
         (bool, or B1S for all queries alike): the keys that are seen; none is all, and padding must not be. position_BT
-        (int64): where tokens stand, if not side by side."""
+        (int64): the positions of the tokens, if they are not consecutive."""
         if position_BT is None:
             if ids_BT.shape[1] > self.cfg.n_positions:
                 raise UserError(f"{ids_BT.shape[1]} tokens, but this model has {self.cfg.n_positions} positions; "
@@ -241,7 +241,7 @@ class Encoder(nn.Module):
         return x_BTD
 
     def logits(self, x_BTD):
-        """logits_BTV of what stands (or stood, before it was masked) at each place."""
+        """logits_BTV of the token at each position, or of the one that was masked there."""
         if self.lm_head is None:
             raise UserError("this encoder has no head for masked tokens; ELECTRA's discriminators never have one")
         return self.lm_head(x_BTD, self.wte.weight)
@@ -263,7 +263,7 @@ class Encoder(nn.Module):
     @classmethod
     def from_pretrained(cls, name_or_folder, dtype=torch.float32):
         """Read an encoder from a folder or the Hugging Face hub, in evaluation mode, and its head for masked tokens if
-        the checkpoint has one. UserError for a folder that holds no such model, or tensors that nobody knows."""
+        the checkpoint has one. UserError for a folder that holds no such model, or unknown tensors."""
         folder = find_folder(name_or_folder)
         cfg = EncoderConfig.from_json(folder / "config.json")
         dense, _, bias, repeated = MASKED[cfg.model_type]

@@ -141,7 +141,7 @@ class Subwords:
         return [token.encode() if token in added else spelled(token, self.kind) for token in self.tokens]
 
     def decode_bytes(self, ids):
-        """The bytes that a list or array of ids stands for; words bring the space before them."""
+        """The bytes of a list or array of ids; a word includes the space before it."""
         ids = np.asarray(ids).tolist()
         if ids and not 0 <= min(ids) <= max(ids) < max(len(self), self.rows):
             raise UserError(f"no token has the id {max(ids)}; this vocabulary has {len(self):,}")

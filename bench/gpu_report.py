@@ -88,7 +88,7 @@ def failures(records):
 
 
 def bars(records):
-    """What is required of ours with Triton: at its best micro-batch, and beside transformers at the same one."""
+    """The bars for our loop with Triton: at its best micro-batch, and against transformers at the same one."""
     summaries = having(records, ["train", "summary"])
     ours = [s for s in summaries if s["train"] == "ours-triton"]
     if not ours:

@@ -1,6 +1,6 @@
 """How fast the whole model decodes and trains on this GPU, and where the time goes: the last stages of `make gpu`.
 
-    python bench/gpu_speed.py decode                       # bench/sample.py: a token of ours and of transformers
+    python bench/gpu_speed.py decode                       # bench/sample.py: one token by sample.py and by transformers
     python bench/gpu_speed.py train ours-triton [16]       # a training step; the number is the micro-batch size, 8
     python bench/gpu_speed.py profile                      # the GPU's time by kernel, of a step and of a token
 

@@ -124,7 +124,7 @@ def read_tensors(folder, head=False):
     """Yield (name, tensor) for every tensor in the folder's weight files but those of a fine-tuned head (HEADS); or,
     with `head`, for those alone. Safetensors first, as everyone reads them.
 
-    Tensors are mapped from disk: what is dropped or converted one at a time never stands in memory twice.
+    Tensors are mapped from disk: a tensor that is skipped, or converted one at a time, is never held in memory twice.
     """
     for single, index in (("model.safetensors", INDEX), ("pytorch_model.bin", "pytorch_model.bin.index.json")):
         if (folder / single).is_file():

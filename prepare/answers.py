@@ -8,7 +8,7 @@ Each line of OUT is {"id", "prompt", "answer", "context", "answers", "group", "s
 split of its own: it is made here by a hash, the same for everyone, and printed.
 
 Teaches where such data leaks from training into the test: MedQuAD asks about one disease again and again (a disease is
-in one split only), and the same snippets and questions stand in several years of BioASQ (what the test asks is taken
+in one split only), and several years of BioASQ share snippets and questions (those of the test are taken
 out of training).
 
 Where from: MedQuAD, github.com/abachaa/MedQuAD (CC BY 4.0); MeQSum, github.com/abachaa/MeQSum; BioASQ task b's factoid
@@ -130,7 +130,7 @@ def report(divided):
             half, top = np.percentile([len(item.answer) for item in items], [50, 100]).astype(int)
             known = sum(item.answer in learned for item in items) if name != "train" else 0
             print(f"{name:5} {len(items):7,} items in {len({item.group for item in items}):,} groups; answers of "
-                  f"{half:,} characters, the longest {top:,}; {known:,} of them stand in train, too")
+                  f"{half:,} characters, the longest {top:,}; {known:,} of them are also in train")
 
 
 if __name__ == "__main__":

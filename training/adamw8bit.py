@@ -79,7 +79,7 @@ def dequantize(codes, scale, signed):
 
 
 def value_of(level, top):
-    """The magnitude that a level stands for, as a share of the block's largest."""
+    """The magnitude of a level, as a share of the block's largest."""
     return torch.exp2((level - top) / LEVELS_AN_OCTAVE) * (level > 0)
 
 
