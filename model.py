@@ -229,7 +229,7 @@ class GPT(nn.Module):
     transposed = CONV1D                             # endings of weights that checkpoints store as [in, out]
     residual = ("c_proj",)                          # layers whose output is added to the residual stream
     causal = True                                   # a token sees only the tokens before it; encoders see all
-    has_kernels = True                              # kernels/ and cuda_graph.py compute this network
+    has_kernels = True                              # kernels/ and sampling/cuda_graph.py compute this network
 
     def __init__(self, cfg):
         super().__init__()

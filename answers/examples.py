@@ -5,7 +5,7 @@
 Teaches the paper's format for paragraphs and summaries (section 4), how examples share a row without seeing each
 other, and what happens to a text that is too long: a prompt loses its end, as in the paper; a context is cut into
 windows that overlap, so that an answer cut by the end of one window is whole in another.
-Not here: the loop (finetune_answers.py), generation (sample.py, beam.py), scores (text_metrics.py).
+Not here: the loop (finetune_answers.py), generation (sample.py, beam.py), scores (scores.py).
 
 A file has a JSON object a line: {"prompt", "answer"}. Optional: "id"; "context", a text to answer from; "answers", all
 that count as right; "group", what must not be divided between training and test (a document, a question that is asked
@@ -155,7 +155,7 @@ class AnswerModel(nn.Module):
 
     @property
     def h(self):
-        return self.gpt.h            # the blocks, where parallel.py looks for what it is to slice
+        return self.gpt.h            # the blocks that training/parallel.py slices
 
     def forward(self, examples):
         """log_p_N in nats (fp32), one for each example."""

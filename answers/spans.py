@@ -5,9 +5,9 @@
 
 Teaches how a long context is read in windows, how the best of all spans is found, and how a span of tokens becomes
 text again: cut out of the context by offsets, never decoded, so that it is the context's own spelling. A causal model's
-token has seen only what is before it. So the question must come before the context, and even then a first token is judged
-blind to what follows it, where an encoder sees the whole sentence: a handicap, and one to measure.
-Not here: the run (finetune_span.py), EM and F1 (text_metrics.py), how rows are laid (packed.py).
+token has seen only what is before it. So the question must come before the context, and even then a first token is
+judged without what follows it, while an encoder sees the whole sentence: a handicap, and one to measure.
+Not here: the run (extraction.py), EM and F1 (scores.py), how rows are packed (questions/packed.py).
 
 A file has SQuAD's shape, 1.1's or 2.0's: {"data": [{"paragraphs": [{"context", "qas": [{"id", "question", "answers":
 [{"text", "answer_start"}], "is_impossible"}]}]}]}. Rajpurkar et al. 2016 (arXiv 1606.05250), 2018 (1806.03822).
@@ -168,7 +168,7 @@ class SpanModel(nn.Module):
 
     @property
     def h(self):
-        return self.gpt.h                # the blocks, where parallel.py looks for what it is to slice
+        return self.gpt.h                # the blocks that training/parallel.py slices
 
     def forward(self, windows):
         """start_NS and end_NS (fp32) of each window's places: "no answer", its tokens, and -inf behind them."""
@@ -209,7 +209,7 @@ def read_off(items, windows, found):
     """For each item (what speaks for "no answer", [(text, log p), ...] with the best first), over all its windows.
 
     The first is the least log p of "no answer" of any window less the log p of the best text: above a threshold, which
-    dev chooses, the question is not answered. A text that occurs twice in the context counts once, with its better score.
+    dev chooses, the question is not answered. A text that occurs twice counts once, with its better score.
     """
     nulls, texts = [np.inf] * len(items), [{} for _ in items]
     for window, (null, spans) in zip(windows, found, strict=True):

@@ -146,7 +146,7 @@ class Classifier(nn.Module):
 
     @property
     def h(self):
-        return self.gpt.h            # the blocks that parallel.py shards
+        return self.gpt.h            # the blocks that training/parallel.py shards
 
     def forward(self, trees):
         """trees: one per question. Returns scores_QO in fp32; -inf where a question has fewer options."""
