@@ -188,7 +188,7 @@ class MaskedHead(nn.Module):
 class Encoder(nn.Module):
     """Every token of ids_BT (int64) read with all others of its row in sight.
 
-    `h` holds the blocks that have weights of their own: ALBERT's one block is in it once, and so it is sliced once
+    `h` holds the blocks that have weights of their own. ALBERT's one block is in it once, so it is sliced once
     (training/parallel.py), has one addition of low rank, which all layers share as they share the weights, and is recomputed in
     all layers or in none.
     """
