@@ -189,8 +189,8 @@ class Encoder(nn.Module):
     """Every token of ids_BT (int64) read with all others of its row in sight.
 
     `h` holds the blocks that have weights of their own. ALBERT's one block is in it once, so it is sliced once
-    (training/parallel.py), has one addition of low rank, which all layers share as they share the weights, and is recomputed in
-    all layers or in none.
+    (training/parallel.py), has one low-rank addition, which all layers share as they share the weights, and is
+    recomputed in all layers or in none.
     """
 
     causal = False               # every token sees all others
