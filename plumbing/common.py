@@ -154,7 +154,7 @@ def read_json(path, what):
         raise UserError(f"{path}: no such file; {what} was expected there")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:       # not JSON, not UTF-8, a number of 5,000 digits; nested too deeply
         raise UserError(f"{path}: {what} was expected, but it is not JSON ({error})") from error
 
 
@@ -185,7 +185,7 @@ def read_json_lines(path, what, wrote, make):
             made.append(make(json.loads(line)))
         except KeyError as error:
             raise UserError(f"{path}, line {number}: no {error} in it") from error
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{path}, line {number}: no {what} ({error})") from error
     return made
 
