@@ -154,7 +154,7 @@ def read_json(path, what):
         raise UserError(f"{path}: no such file; {what} was expected there")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:       # not JSON, not UTF-8, a number of 5,000 digits; nested too deeply
+    except (ValueError, RecursionError) as error:       # not JSON, not UTF-8, a number of 5,000 digits; or too deep
         raise UserError(f"{path}: {what} was expected, but it is not JSON ({error})") from error
 
 
