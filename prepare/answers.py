@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))   # run as a script
 from answers.examples import SHARES, Item, splits_of, unasked  # noqa: E402
 from answers.spans import read_squad  # noqa: E402
 from plumbing.common import UserError, parse_args, speaking_to_the_user, write_json_lines  # noqa: E402
-from prepare.qa import Malformed, read_records  # noqa: E402
+from prepare.qa import SHOWN, Malformed, read_records  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -39,18 +39,45 @@ class Answers:
     test: Path | None = None         # bioasq: the file of the test questions; IN is then divided into train and dev
 
 
+FAULTS = KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError, Malformed, ET.ParseError
+
+
+def converted(source, records, convert):
+    """The items of the records, [(where, record), ...]. Bad records are named and left out; more than 1 % are an error.
+
+    convert(where, record) returns a list of items.
+    """
+    items, bad = [], []
+    for where, record in records:
+        try:
+            if isinstance(record, Malformed):
+                raise record
+            items += convert(where, record)
+        except FAULTS as error:
+            bad.append((where, f"it has no {error}" if isinstance(error, KeyError) else str(error)))
+
+    for where, why in bad[:SHOWN]:
+        print(f"skipped {source}, {where}: {why}", file=sys.stderr)
+    if len(bad) > 0.01 * len(records):
+        raise UserError(f"{source}: {len(bad):,} of {len(records):,} records are malformed, more than 1 %; first "
+                        f"{bad[0][0]}: {bad[0][1]}. Nothing was written")
+    return items
+
+
 def from_medquad(source):
-    """Yield an Item a question. TRAP: ids repeat between the nine collections, and some answers were removed."""
+    """The items of a folder of XML files, or of a file of questions. TRAP: ids repeat between the nine collections, and
+    some answers were removed."""
     if source.is_dir():
-        for path in sorted(source.rglob("*.xml")):
-            document = ET.parse(path).getroot()
-            focus = document.findtext("Focus") or path.stem
-            for pair in document.iter("QAPair"):
-                yield medquad_item(f"{path.parent.name}/{path.stem}-{pair.get('pid')}", focus,
-                                   pair.findtext("Question"), pair.findtext("Answer"))
-    else:
-        for where, record in read_records(source):
-            yield medquad_item(where, record["focus"], record["question"], record["answer"])
+        return converted(source, [(str(path), path) for path in sorted(source.rglob("*.xml"))], from_medquad_xml)
+    return converted(source, read_records(source), lambda where, record: [
+        medquad_item(where, record["focus"], record["question"], record["answer"])])
+
+
+def from_medquad_xml(where, path):
+    document = ET.parse(path).getroot()
+    focus = document.findtext("Focus") or path.stem
+    return [medquad_item(f"{path.parent.name}/{path.stem}-{pair.get('pid')}", focus, pair.findtext("Question"),
+                         pair.findtext("Answer")) for pair in document.iter("QAPair")]
 
 
 def medquad_item(id_, focus, question, answer):
@@ -58,15 +85,14 @@ def medquad_item(id_, focus, question, answer):
     return Item(id_, question, squeezed(answer), group=squeezed(focus).lower())
 
 
-def from_meqsum(source):
+def from_meqsum(where, record):
     """File, CHQ, Summary in the sheet. The letters keep their lines (SUBJECT, MESSAGE)."""
-    for where, record in read_records(source):
-        if isinstance(record, list):
-            if record[1] == "CHQ":               # the sheet's first row
-                continue
-            record = dict(zip(("id", "question", "summary"), record, strict=True))
-        prompt = record["question"].strip()
-        yield Item(str(record["id"]) or where, prompt, squeezed(record["summary"]), group=" ".join(prompt.split()))
+    if isinstance(record, list):
+        if record[1] == "CHQ":                   # the sheet's first row
+            return []
+        record = dict(zip(("id", "question", "summary"), record, strict=True))
+    prompt = record["question"].strip()
+    return [Item(str(record["id"]) or where, prompt, squeezed(record["summary"]), group=" ".join(prompt.split()))]
 
 
 def from_squad(path):
@@ -93,13 +119,12 @@ def squeezed(text):
 
 
 def main(cfg):
-    try:
-        items = {"medquad": lambda: list(from_medquad(cfg.source)), "meqsum": lambda: list(from_meqsum(cfg.source)),
-                 "bioasq": lambda: bioasq(cfg)}[cfg.task]()
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, Malformed, ET.ParseError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{cfg.source}: no file of {cfg.task} ({error!r})") from error
+    if cfg.task == "medquad":
+        items = from_medquad(cfg.source)
+    elif cfg.task == "meqsum":
+        items = converted(cfg.source, read_records(cfg.source), from_meqsum)
+    else:
+        items = bioasq(cfg)
     good, n = checked(items)
     if not good:
         raise UserError(f"{cfg.source}: holds no prompt with an answer")

@@ -67,3 +67,15 @@ def test_a_file_of_another_kind_is_named(tmp_path):
             main(Answers(task, tmp_path / "in.jsonl", tmp_path / "out.jsonl"))
     done = run_script("prepare/answers.py", "meqsum", tmp_path / "nowhere.csv", tmp_path / "out.jsonl")
     assert done.returncode == 2 and "no such file" in done.stderr and not (tmp_path / "out.jsonl").exists()
+
+
+def test_one_bad_record_in_a_hundred_is_named_and_left_out_and_two_are_an_error(tmp_path, capsys):
+    good = [json.dumps({"id": n, "question": f"What about gout {n}?", "summary": f"Gout {n}?"}) for n in range(99)]
+    for bad in ("9" * 5000, "[" * 1200, '{"id": 1, "question": null, "summary": ""}', "[1]", "no JSON"):
+        (tmp_path / "in.jsonl").write_text("\n".join([*good, bad]))
+        assert len(main(Answers("meqsum", tmp_path / "in.jsonl", tmp_path / "out.jsonl"))) == 99
+        assert "in.jsonl, line 100" in capsys.readouterr().err
+    (tmp_path / "in.jsonl").write_text("\n".join([*good[:98], "no JSON", "[1]"]))
+    with pytest.raises(UserError, match="2 of 100 records are malformed, more than 1 %"):
+        main(Answers("meqsum", tmp_path / "in.jsonl", tmp_path / "other.jsonl"))
+    assert not (tmp_path / "other.jsonl").exists()
