@@ -203,19 +203,22 @@ def merge_everywhere(words, holders, pair, new):
         if i == last:
             continue
         last = i
-        first, *parts = words[i].split(pair)
-        if not parts:                                            # another merge took all occurrences meanwhile
+        first, found, rest = words[i].partition(pair)
+        if not found:                                            # another merge took all occurrences meanwhile
             continue
 
         if first:
             left[first[-1]].append(i)
-        for between in parts[:-1]:                               # several times in one word: rare
-            right[between[0] if between else new].append(i)
-            if between:
-                left[between[-1]].append(i)
-        if parts[-1]:
-            right[parts[-1][0]].append(i)
-        words[i] = new.join([first, *parts])
+        if pair in rest:                                         # several times in one word: rare
+            *parts, rest = rest.split(pair)
+            for between in parts:
+                right[between[0] if between else new].append(i)
+                if between:
+                    left[between[-1]].append(i)
+            first = new.join([first, *parts])
+        if rest:
+            right[rest[0]].append(i)
+        words[i] = first + new + rest
     for x, ids in left.items():
         yield x + a, x + new, ids
     for x, ids in right.items():
