@@ -267,7 +267,7 @@ def decode(cfg, gpt, tok, sources):
         else:
             found = [[[]] for _ in prompts]
             sampling = cfg if cfg.decode == "sample" else replace(cfg, temperature=0.0)
-            for column in stream(gpt, prompts, cfg.max_new_tokens, sampling, seed=cfg.seed, eos_id=tok.eos_id):
+            for column in stream(gpt, prompts, cfg.max_new_tokens, sampling, seed=cfg.seed, eos_id=tok.eos_ids):
                 for row, token in column:
                     found[row][0].append(token)
         for i, best in zip(indices, found, strict=True):

@@ -64,7 +64,7 @@ class Sample(Sampling):
     seed: int = 0                       # sample i depends on seed + i, not on how many are drawn
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"      # mps (Apple's GPU) has not been run on hardware yet
     dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"      # of the weights
-    layout: str = "auto"                # of the weights in memory: auto measures, a name of fast_linear.py fixes it
+    layout: str = "auto"                # of the weights in memory, of those in sampling/fast_linear.py; auto measures
     cuda_graph: bool = True             # on a GPU: one launch per token
     json: bool = False                  # print one JSON line: samples, tokens_per_second ...
 
@@ -281,7 +281,7 @@ def continue_prompts(cfg, model, tok, encoded, show=lambda text: None):
 
     texts = [TextStream(tok, cfg.stop) for _ in range(len(encoded) * cfg.num_samples)]
     tokens, times = 0, [time.perf_counter()]
-    for column in stream(model, encoded, cfg.max_new_tokens, cfg, cfg.num_samples, cfg.seed, tok.eos_id,
+    for column in stream(model, encoded, cfg.max_new_tokens, cfg, cfg.num_samples, cfg.seed, tok.eos_ids,
                          stopped=lambda row: texts[row].stopped, cuda_graph=cfg.cuda_graph):
         for row, token in column:
             certain = texts[row].feed(token)

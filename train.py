@@ -43,7 +43,7 @@ from plumbing.common import (
 )
 from plumbing.huggingface import find_folder, matched
 from plumbing.runtime import autocast, collecting_by_hand, matrix_dtype, precise_dtype, stop_on_signals
-from training.checkpoint import Checkpoints, the_only_run, whole_weights, write_origin
+from training.checkpoint import Checkpoints, set_aside, the_only_run, whole_weights, write_origin
 from training.monitor import Monitor, Outliers, report_slowest
 from training.parallel import (
     average_gradients,
@@ -367,7 +367,7 @@ def saved_settings(cfg, corpus, outliers):
 def resume(cfg, corpus, checkpoints, model, optimizer, outliers):
     """Fill model and optimizer from OUT's newest checkpoint, if there is one; returns the number of its steps."""
     if cfg.restart:
-        checkpoints.set_aside("log.jsonl", "tensorboard")
+        set_aside(cfg.out, checkpoints.world, "checkpoints", "log.jsonl", "tensorboard")
 
     def accept(folder, saved):
         now = fixed_settings(cfg) | {"corpus": corpus.fingerprint()}
@@ -378,6 +378,7 @@ def resume(cfg, corpus, checkpoints, model, optimizer, outliers):
                 raise UserError(f"{folder}: made with {what}; use the same, another --out, or --restart to discard it")
         if int(folder.name) > cfg.steps:
             raise UserError(f"{folder}: has already more than --steps {cfg.steps}; use another --out, or --restart")
+        outliers.values.clear()              # a damaged checkpoint may have been accepted before
         outliers.values.extend(saved.get("recent_steps", []))
 
     return checkpoints.load(model, optimizer, accept)

@@ -12,7 +12,6 @@ from functools import partial
 from itertools import product
 
 import torch
-import torch.nn.functional as F
 import triton
 
 from kernels import architecture, require_triton
@@ -83,38 +82,18 @@ def poisoned():
     torch.utils.deterministic.fill_uninitialized_memory = True
 
 
-def unpoisoned():
-    torch.use_deterministic_algorithms(False)
-
-
 def relative_error(x, reference):
     """|x - reference| / |reference|; infinite if it is NaN."""
     error = ((x.double() - reference.double()).norm() / reference.double().norm()).item()
     return error if error == error else float("inf")
 
 
-# ---- Attention: 160 heads of BioMedLM's width, and torch's two fast backends -----------------------------------------
+# ---- Attention: 160 heads of BioMedLM's width ------------------------------------------------------------------------
 
 SEQUENCES, HEADS, WIDTH = 8, 20, 128
 
 
-def _sdpa(backend, qkv_BT3C):
-    q, k, v = qkv_BT3C.unflatten(2, (3, HEADS, WIDTH)).permute(2, 0, 3, 1, 4)      # views of the same memory: no copies
-    with torch.nn.attention.sdpa_kernel(backend):
-        out_BHTK = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    return out_BHTK.transpose(1, 2).flatten(2)
-
-
 OURS = partial(flash_attention, n_head=HEADS, scale=WIDTH**-0.5)
-SDPA = {"flash": partial(_sdpa, torch.nn.attention.SDPBackend.FLASH_ATTENTION),
-        "cudnn": partial(_sdpa, torch.nn.attention.SDPBackend.CUDNN_ATTENTION)}
-
-
-def attention_cost(T, backward=False):
-    """(bytes, operations) as the papers count them: 2 products of T x T x K, half of it masked; 5 more in backward."""
-    bytes_of_qkvo = 2 * 4 * SEQUENCES * T * HEADS * WIDTH
-    operations = 4 * SEQUENCES * HEADS * T * T * WIDTH / 2
-    return (3 * bytes_of_qkvo, 3.5 * operations) if backward else (bytes_of_qkvo, operations)
 
 
 def attention_inputs(T, count=4):

@@ -6,6 +6,7 @@ file whose idea it is.
 import errno
 import io
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -55,6 +56,8 @@ def check_ranges(cfg, ranges):
     """UserError for a setting outside its range. ranges: name -> (lowest, highest), both allowed; None is no limit."""
     for name, (low, high) in ranges.items():
         value = getattr(cfg, name)
+        if not math.isfinite(value):
+            raise UserError(f"--{name.replace('_', '-')} is {value}; it must be a finite number")
         if (low is not None and not value >= low) or (high is not None and not value <= high):
             allowed = f"at least {low}" if high is None else f"at most {high}" if low is None else f"{low} to {high}"
             raise UserError(f"--{name.replace('_', '-')} is {value}; it must be {allowed}")

@@ -1,4 +1,4 @@
-"""finetune_answers.py and answers.py: what is read and learned, what is kept, what is reported."""
+"""finetune_answers.py and answers/examples.py: what is read and learned, what is kept, what is reported."""
 import json
 import signal
 from dataclasses import replace

@@ -57,9 +57,9 @@ def build(cfg, *questions):
 
 
 def head():
+    torch.manual_seed(0)                 # before anything is drawn, such as the rows of the new tokens
     gpt = tiny_model()
     gpt.add_tokens(2)
-    torch.manual_seed(0)
     model = Classifier(gpt, pad_id=302)
     torch.nn.init.normal_(model.score.weight)
     return model
@@ -413,7 +413,8 @@ def test_restart_discards_the_interrupted_run_once_and_not_again_when_the_launch
             pass
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
     with finetuning.prepare_out(replace(cfg, restart=True), ALONE, "seeds"):
-        assert not left.exists()
+        assert not left.exists() and (tmp_path / "qa" / "discarded" / "seeds" / "0").is_dir()
+    assert not (tmp_path / "qa" / "discarded").exists()
 
 
 def test_a_clipping_norm_of_0_is_no_limit():

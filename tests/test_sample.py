@@ -2,6 +2,7 @@
 import io
 import itertools
 import json
+import shutil
 
 import pytest
 import torch
@@ -139,6 +140,19 @@ def test_end_of_text_ends_a_sample_and_is_not_printed():
     greedy = generate(model, [1, 2, 3], 20)[0]
     eos = greedy[5]
     assert generate(model, [1, 2, 3], 20, eos_id=eos)[0] == greedy[:greedy.index(eos)]
+
+
+def test_every_id_that_config_json_names_ends_a_sample(folder, tmp_path, capsys):
+    """As in transformers: eos_token_id may be a list, in generation_config.json or config.json."""
+    shutil.copytree(folder, tmp_path / "model")
+    (tmp_path / "model" / "generation_config.json").unlink()
+    prompt = Tokenizer.load(folder).encode("Insulin").tolist()
+    greedy = generate(GPT.from_pretrained(folder), prompt, 20)[0]
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    for ids, tokens in (([300, greedy[0]], 0), ([greedy[0], 300], 0), (greedy[0], 0), ([300], 20)):
+        (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"eos_token_id": ids}))
+        main(Sample(str(tmp_path / "model"), prompt="Insulin", max_new_tokens=20, temperature=0, json=True))
+        assert json.loads(capsys.readouterr().out)["tokens"] == tokens
 
 
 def test_generation_stops_where_the_positions_end():

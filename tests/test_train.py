@@ -25,7 +25,7 @@ from plumbing import runtime
 from plumbing.common import UserError, lock
 from tokenizer import Tokenizer
 from training.checkpoint import complete_checkpoints as checkpoints
-from training.monitor import Outliers
+from training.monitor import Outliers, known_chip
 
 
 def ten_steps(world, folder):
@@ -260,7 +260,7 @@ def test_tensorboard_on_request(cfg, tmp_path):
 @pytest.mark.parametrize("flags, words", [
     (["--data", "nowhere"], "nowhere: no train_"), (["--batch-size", "5", "--micro-batch-size", "2"], "no multiple"),
     (["--parallel", "fsdp"], "wants torchrun"), (["--steps", "0"], "--steps is 0"), (["--device", "cuda"], "--device"),
-    (["--grad-clip", "-1"], "--grad-clip is -1"), (["--beta1", "1.5"], "--beta1"),
+    (["--grad-clip", "-1"], "--grad-clip is -1"), (["--beta1", "1.5"], "--beta1"), (["--grad-clip", "inf"], "finite"),
     (["--warmup-steps", "-3"], "at least 0"), (["--model.n-head", "5"], "not a multiple of n_head")])
 def test_bad_input_ends_in_one_line_and_code_2(world, tmp_path, flags, words):
     run = run_script if "nowhere" in flags else launched                      # once with all that Python and torch say
@@ -379,3 +379,11 @@ def test_a_missing_package_is_named_before_the_first_step(cfg, monkeypatch, pack
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UserError, match=f"pip install {setting}"):
         train.main(replace(cfg, **{setting: True}))
+
+
+@pytest.mark.parametrize("name, chip", [
+    ("NVIDIA A100-SXM4-40GB", "A100"), ("NVIDIA H100 80GB HBM3", "H100"), ("NVIDIA H100 PCIe", "H100 PCIe"),
+    ("NVIDIA L40S", "L40S"), ("NVIDIA L40", None), ("NVIDIA A10G", "A10G"), ("Tesla T4", "T4"),
+    ("NVIDIA GeForce RTX 4090", "RTX 4090"), ("AMD Instinct MI300X", "MI300X"), ("Tesla V100-SXM2-16GB", "V100")])
+def test_a_gpus_peak_is_that_of_its_own_data_sheet(name, chip):
+    assert known_chip(name) == chip

@@ -54,6 +54,19 @@ def is_first_start():
     return not any(int(os.environ.get(name) or 0) for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
 
 
+def set_aside(out, world, *names):
+    """For --restart: move what an earlier run left in OUT to OUT/discarded, to be deleted once it is replaced. A start
+    by torchrun or SLURM moves nothing."""
+    discarded = Path(out) / "discarded"
+    old = [Path(out) / name for name in names if (Path(out) / name).exists()]
+    if world.rank == 0 and is_first_start() and old:
+        shutil.rmtree(discarded, ignore_errors=True)
+        discarded.mkdir()
+        for path in old:
+            os.replace(path, discarded / path.name)
+    world.wait()
+
+
 def whole_weights(model):
     """{name: tensor} of the whole model on the CPU, on every process called together; filled on the first only."""
     return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
@@ -89,17 +102,6 @@ class Checkpoints:
         # A group of its own: on the default group, background collectives would mix with those of the training step.
         self.group = dist.new_group(backend="gloo") if world.size > 1 else None
         warnings.filterwarnings("ignore", message=".*in a single process.*")       # one process is a valid choice
-
-    def set_aside(self, *names):
-        """For --restart: move what an earlier run left to OUT/discarded, which is deleted after the first save."""
-        if self.world.rank == 0 and is_first_start():
-            old = [self.out / name for name in ("checkpoints", *names) if (self.out / name).exists()]
-            if old:
-                shutil.rmtree(self.out / "discarded", ignore_errors=True)
-                (self.out / "discarded").mkdir()
-            for path in old:
-                os.replace(path, self.out / "discarded" / path.name)
-        self.world.wait()
 
     def save(self, step, model, optimizer, settings, evaluation=None):
         """Copy the state after `step` steps and begin to write it; returns before it is on disk. UserError if weights

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from plumbing.common import UserError, fixed_settings, free, read_json, write_json, written_whole
 from plumbing.huggingface import add_tensors, write_model_card
 from plumbing.runtime import autocast, stop_on_signals
-from training.checkpoint import Checkpoints, is_first_start, the_only_run, whole_weights
+from training.checkpoint import Checkpoints, set_aside, the_only_run, whole_weights
 from training.parallel import average_gradients, clip_gradients
 from training.trainable import make_optimizer, merged, trained
 
@@ -191,12 +191,13 @@ def run_settings(cfg, files):
 @contextmanager
 def prepare_out(cfg, world, left_over):
     """Hold OUT, which must be a folder that can be written and that no other run is writing. With --restart, what an
-    interrupted run left in OUT/left_over is removed; a restart by torchrun or SLURM resumes."""
+    interrupted run left in OUT/left_over is set aside, and deleted when this run has ended well."""
     with the_only_run(cfg.out, world):
-        if cfg.restart and is_first_start() and world.rank == 0:
-            shutil.rmtree(Path(cfg.out) / left_over, ignore_errors=True)
-        world.wait()
+        if cfg.restart:
+            set_aside(cfg.out, world, left_over)
         yield
+        if world.rank == 0:
+            shutil.rmtree(Path(cfg.out) / "discarded", ignore_errors=True)
 
 
 def resume(checkpoints, model, optimizer, fixed):

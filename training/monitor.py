@@ -19,7 +19,7 @@ from plumbing.common import UserError, written_whole
 
 # Dense bf16 FLOP/s by the data sheets (fp16 for V100 and T4, which have no bf16). The first name that fits counts.
 PEAK_FLOPS = {
-    "B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "MI300": 1307e12, "A100": 312e12,
+    "B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "MI300X": 1307e12, "A100": 312e12,
     "L40S": 362e12, "L4": 121e12, "A10G": 70e12, "A10": 125e12, "RTX 5090": 210e12, "RTX 4090": 165e12,
     "RTX 3090": 71e12, "V100": 125e12, "T4": 65e12}
 
@@ -118,10 +118,9 @@ def peak_flops(device, dtype):
     """(FLOP/s that count as 100 %, the source of the number): the data sheet's dense bf16 rate, or what a large matrix
     product reaches here on a machine that is not in the table."""
     if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        for chip, flops in PEAK_FLOPS.items():
-            if chip.split() == [word for word in chip.split() if word in name.replace("-", " ")]:
-                return flops, f"{chip}'s dense bf16 peak"
+        chip = known_chip(torch.cuda.get_device_name(device))
+        if chip:
+            return PEAK_FLOPS[chip], f"{chip}'s dense bf16 peak"
 
     n = 1024 if device.type == "cpu" else 8192       # a GPU needs a large product to be busy
     a = torch.randn(n, n, device=device, dtype=getattr(torch, dtype))
@@ -131,6 +130,12 @@ def peak_flops(device, dtype):
         (a @ a)[0, 0].item()                         # .item() waits for the result
         seconds.append(time.perf_counter() - start)
     return 2 * n**3 / min(seconds), f"what a {n} x {n} product reaches here"
+
+
+def known_chip(name):
+    """The entry of PEAK_FLOPS whose words are all in a GPU's name, the first one that fits; None if it is not there."""
+    words = set(name.replace("-", " ").split())
+    return next((chip for chip in PEAK_FLOPS if words >= set(chip.split())), None)
 
 
 def memory_in_use(device):

@@ -1,4 +1,4 @@
-"""text_metrics.py and answer_report.py: every score in a case that one can work out by hand."""
+"""answers/scores.py and answers/report.py: every score in a case that one can work out by hand."""
 import math
 
 import pytest

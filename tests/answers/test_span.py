@@ -1,4 +1,4 @@
-"""spans.py and finetune_span.py: spans are the context's own text, the best is the best of all, scores are SQuAD's."""
+"""answers/spans.py and extraction.py: spans are the context's own text, the best is the best of all, scores SQuAD's."""
 import json
 from dataclasses import replace
 from types import SimpleNamespace
