@@ -105,20 +105,21 @@ def read_lines(path):
 
 # ---- Pairs: a passage, and the same with a finding reversed or with another drug or disease ----
 
-OPPOSITES = ("increased decreased, increase decrease, increases decreases, higher lower, improved worsened, better worse, "
-             "more less, high low, longer shorter, greater smaller, positive negative, effective ineffective, "
+OPPOSITES = ("increased decreased, increase decrease, increases decreases, higher lower, improved worsened, better "
+             "worse, more less, high low, longer shorter, greater smaller, positive negative, effective ineffective, "
              "early late, upregulated downregulated, stronger weaker, safe unsafe")
-DRUGS = ("aspirin, ibuprofen, paracetamol, morphine, fentanyl, ketamine, propofol, bupivacaine, lidocaine, metformin, "
-         "insulin, warfarin, heparin, clopidogrel, simvastatin, atorvastatin, losartan, enalapril, captopril, atenolol, "
-         "propranolol, metoprolol, amlodipine, nifedipine, furosemide, digoxin, prednisone, prednisolone, dexamethasone, "
-         "methotrexate, cisplatin, paclitaxel, docetaxel, tamoxifen, doxorubicin, cyclophosphamide, haloperidol, "
-         "risperidone, olanzapine, clozapine, quetiapine, fluoxetine, sertraline, paroxetine, lithium, diazepam, "
-         "gabapentin, naloxone, methadone, omeprazole, amoxicillin, vancomycin, ciprofloxacin, rituximab, infliximab")
+DRUGS = ("aspirin, ibuprofen, paracetamol, morphine, fentanyl, ketamine, propofol, bupivacaine, lidocaine, "
+         "metformin, insulin, warfarin, heparin, clopidogrel, simvastatin, atorvastatin, losartan, enalapril, "
+         "captopril, atenolol, propranolol, metoprolol, amlodipine, nifedipine, furosemide, digoxin, prednisone, "
+         "prednisolone, dexamethasone, methotrexate, cisplatin, paclitaxel, docetaxel, tamoxifen, doxorubicin, "
+         "cyclophosphamide, haloperidol, risperidone, olanzapine, clozapine, quetiapine, fluoxetine, sertraline, "
+         "paroxetine, lithium, diazepam, gabapentin, naloxone, methadone, omeprazole, amoxicillin, vancomycin, "
+         "ciprofloxacin, rituximab, infliximab")
 DISEASES = ("asthma, pneumonia, tuberculosis, influenza, malaria, sepsis, stroke, epilepsy, migraine, dementia, "
             "schizophrenia, depression, anxiety, diabetes, obesity, hypertension, hypotension, cancer, leukemia, "
-            "lymphoma, melanoma, osteoporosis, osteoarthritis, psoriasis, anemia, cirrhosis, hepatitis, pancreatitis, "
-            "colitis, endometriosis, preeclampsia, glaucoma, cataract, thrombosis, atherosclerosis, angina, nausea, "
-            "vomiting, delirium, insomnia, autism, pain")
+            "lymphoma, melanoma, osteoporosis, osteoarthritis, psoriasis, anemia, cirrhosis, hepatitis, "
+            "pancreatitis, colitis, endometriosis, preeclampsia, glaucoma, cataract, thrombosis, atherosclerosis, "
+            "angina, nausea, vomiting, delirium, insomnia, autism, pain")
 
 
 def pairs_of(texts):
