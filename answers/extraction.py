@@ -38,7 +38,7 @@ FILES = ("train", "dev", "test")
 @dataclass(frozen=True)
 class FinetuneSpan(finetuning.Finetuning):
     """Fine-tune on questions whose answers are spans of a context, and report EM and F1."""
-    train: str = "data/qa/squad_train.json"  # SQuAD's shape, 1.1 or 2.0
+    train: str = "data/qa/squad_train.json"  # in SQuAD's format, 1.1 or 2.0
     dev: str = ""                            # chooses step and threshold; "": a tenth of the training questions
     test: str = "data/qa/squad_test.json"
     out: str = free("out/span")              # model, report.json, predictions.jsonl, log.jsonl

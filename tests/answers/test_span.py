@@ -81,8 +81,8 @@ def test_the_file_is_believed_only_where_its_offsets_are_right(tmp_path):
 
 
 @pytest.mark.parametrize("content, words", [
-    ({"data": [{"paragraphs": [{"context": "x"}]}]}, "no questions in SQuAD's shape"), ({"data": []}, "no question"),
-    ([1], "no questions in SQuAD's shape"),
+    ({"data": [{"paragraphs": [{"context": "x"}]}]}, "no questions in SQuAD's format"), ({"data": []}, "no question"),
+    ([1], "no questions in SQuAD's format"),
     ({"data": [{"paragraphs": [{"context": "x", "qas": [{"id": 1, "question": "?", "answers": []}] * 2}]}]}, "twice")])
 def test_a_file_of_another_shape_is_named(tmp_path, content, words):
     (tmp_path / "s.json").write_text(json.dumps(content))
