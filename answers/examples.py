@@ -158,10 +158,6 @@ class AnswerModel(nn.Module):
         super().__init__()
         self.gpt, self.eos_id = gpt, eos_id
 
-    @property
-    def h(self):
-        return self.gpt.h            # the blocks that training/parallel.py shards
-
     def forward(self, examples):
         """log_p_N in nats (fp32), one for each example."""
         device = self.gpt.ln_f.weight.device

@@ -173,10 +173,6 @@ class SpanModel(nn.Module):
         nn.init.normal_(self.qa_outputs.weight, 0.0, gpt.cfg.initializer_range)
         nn.init.zeros_(self.qa_outputs.bias)
 
-    @property
-    def h(self):
-        return self.gpt.h                # the blocks that training/parallel.py shards
-
     def forward(self, windows):
         """start_NS and end_NS (fp32): for each window the scores of "no answer" and of its tokens; then -inf."""
         packed, x_BTD = heads.read(self.gpt, [window.tree for window in windows], self.pad_id)

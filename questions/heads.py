@@ -144,10 +144,6 @@ class Classifier(nn.Module):
         if not labels:
             nn.init.zeros_(self.score.bias)
 
-    @property
-    def h(self):
-        return self.gpt.h            # the blocks that training/parallel.py shards
-
     def forward(self, trees):
         """scores_QO (fp32) for trees of one question each; -inf where a question has fewer options."""
         rows, x_BTD = read(self.gpt, trees, self.pad_id)

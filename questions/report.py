@@ -15,17 +15,7 @@ import numpy as np
 
 from plumbing.common import UserError, read_json, read_json_lines
 from plumbing.huggingface import find_folder
-from questions.metrics import (
-    accuracy,
-    brier_score,
-    calibration_error,
-    guessing_accuracy,
-    macro_f1,
-    mean_and_deviation,
-    overlap,
-    paired_test,
-    wilson_interval,
-)
+from questions import metrics
 
 
 def predictions_of(seed, questions, scores):
@@ -78,21 +68,23 @@ def assess(questions, records, train=None, compare=""):
     for record in records:
         runs.setdefault(record["seed"], {})[record["id"]] = record
     per_seed = [{"seed": seed} | of_run(questions, [run[q.id] for q in questions]) for seed, run in runs.items()]
-    mean, deviation = mean_and_deviation([run["accuracy"] for run in per_seed])
-    report = {"accuracy": mean, "deviation": deviation, "interval": wilson_interval(mean, len(questions))}
+    mean, deviation = metrics.mean_and_deviation([run["accuracy"] for run in per_seed])
+    report = {"accuracy": mean, "deviation": deviation, "interval": metrics.wilson_interval(mean, len(questions))}
     for name in ("macro_f1", "ece", "brier"):
         if all(name in run for run in per_seed):
-            report[name] = mean_and_deviation([run[name] for run in per_seed])[0]
-    report |= {"n": len(questions), "per_seed": per_seed, "chance": guessing_accuracy([], questions)[0]}
+            report[name] = metrics.mean_and_deviation([run[name] for run in per_seed])[0]
+    report |= {"n": len(questions), "per_seed": per_seed, "chance": metrics.guessing_accuracy([], questions)[0]}
     if train is not None:
-        report |= {"commonest_answer": guessing_accuracy(train, questions)[1], "overlap": overlap(train, questions)}
+        report |= {"commonest_answer": metrics.guessing_accuracy(train, questions)[1],
+                   "overlap": metrics.overlap(train, questions)}
     if parts := by_name(questions, records):
         report["parts"] = parts
     if compare:
         theirs = read_predictions(compare, questions)
         ours, others = (share_right(questions, them) for them in (records, theirs))
         report["compare"] = {"file": str(compare), "accuracy": float(np.mean(others)),
-                             "difference": float(np.mean(ours) - np.mean(others)), "p": paired_test(ours, others)}
+                             "difference": float(np.mean(ours) - np.mean(others)),
+                             "p": metrics.paired_test(ours, others)}
     return report
 
 
@@ -101,13 +93,13 @@ def of_run(questions, records):
     shared = len({tuple(sorted(q.options)) for q in questions}) == 1
     predicted, answers = ([q.options[r[key]] if shared else r[key] for q, r in zip(questions, records, strict=True)]
                           for key in ("prediction", "answer"))
-    right = accuracy(predicted, answers)
-    run = {"accuracy": right, "n": len(questions), "interval": wilson_interval(right, len(questions)),
-           "macro_f1": macro_f1(predicted, answers)}
+    right = metrics.accuracy(predicted, answers)
+    run = {"accuracy": right, "n": len(questions), "interval": metrics.wilson_interval(right, len(questions)),
+           "macro_f1": metrics.macro_f1(predicted, answers)}
     scores = [r["scores"] for r in records]
     if all(s is not None for s in scores):
-        run |= {"ece": calibration_error(scores, [q.answer for q in questions]),
-                "brier": brier_score(scores, [q.answer for q in questions])}
+        run |= {"ece": metrics.calibration_error(scores, [q.answer for q in questions]),
+                "brier": metrics.brier_score(scores, [q.answer for q in questions])}
     return run
 
 
@@ -120,7 +112,7 @@ def by_name(questions, records):
     for part in sorted(set(names)):
         of_part = [r for name, r in zip(names, right, strict=True) if name == part]
         mean = sum(of_part) / len(of_part)
-        parts[part] = {"accuracy": mean, "interval": wilson_interval(mean, len(of_part)), "n": len(of_part)}
+        parts[part] = {"accuracy": mean, "interval": metrics.wilson_interval(mean, len(of_part)), "n": len(of_part)}
     return parts
 
 

@@ -146,7 +146,7 @@ def fine_tune(cfg, world, seed, folder, model, n_train, loss_of, evaluate, fixed
 def distribute(model, world, cfg):
     """Move the model from the CPU to this process's device. Returns the module to compute the loss with."""
     if cfg.parallel == "fsdp":               # each process only moves its own slices
-        shard_model(model, device_mesh(world, 0), cfg.dtype)
+        shard_model(model, device_mesh(world, 0), cfg.dtype, model.gpt.h)
     else:
         model.to(world.device)
     return average_gradients(model, world, cfg.parallel)
