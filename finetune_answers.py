@@ -1,27 +1,27 @@
-"""Fine-tuning on answers in words: a question in, a paragraph out; a long letter in, one line out.
+"""Fine-tuning on answers in words: a paragraph that answers a question, or one line that sums up a long letter.
 
-Teaches that the loss is that of pretraining, on the answer's tokens alone: the model gets one new token, which says
-"now answer", and nothing else. And that scoring such text is the harder part: overlap with one reference is a poor
-measure, so the report also has the reference's log-perplexity, signs of degeneration and trivial baselines.
+Teaches that the loss is that of pretraining, on the answer's tokens only. The model gets one new token, which marks the
+start of the answer, and nothing else. Scoring such text is the harder part: overlap with one reference is a poor
+measure. So the report also has the reference's log-perplexity, signs of degeneration and trivial baselines.
 Not here: the loop (training/finetuning.py), what the model reads (answers/examples.py), extraction
 (answers/extraction.py), which weights learn (training/trainable.py), decoding (sample.py, answers/beam.py), scores
 (answers/scores.py), each data set's files (prepare/answers.py).
 
     python finetune_answers.py medquad --model stanford-crfm/BioMedLM      # consumers' questions, long answers
-    python finetune_answers.py meqsum --lora-rank 16 --weights bfloat16    # a question of a page to one line
-    python finetune_answers.py bioasq                                      # a name or number out of a snippet
-    python finetune_answers.py my_file.jsonl --decode sample               # your own: {"prompt", "answer"} a line
+    python finetune_answers.py meqsum --lora-rank 16 --weights bfloat16    # a question of a page, summed up in a line
+    python finetune_answers.py bioasq                                      # a name or number from a snippet
+    python finetune_answers.py my_file.jsonl --decode sample               # your own: {"prompt", "answer"} per line
     python finetune_answers.py answer --model out/medquad/model --prompt "What causes gout?"
     python finetune_answers.py span --train F --test F                     # extraction: answers/extraction.py
 
-OUT/model is the model that was best on dev, OUT/report.json has the scores, OUT/predictions.jsonl every answer. An
-interrupted run resumes from OUT/training by the same command. Bolton et al. 2024 (arXiv 2403.18421), section 4.
+A run writes the model that was best on dev to OUT/model, the scores to OUT/report.json and every answer to
+OUT/predictions.jsonl. The same command resumes an interrupted run from OUT/training. The method is that of Bolton et
+al. 2024 (arXiv 2403.18421), section 4.
 """
 import plumbing.interrupt  # noqa: F401, I001  first, for Ctrl-C during the imports
-import shutil
 import sys
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -33,32 +33,12 @@ from answers.extraction import FinetuneSpan, finetune_spans
 from answers.report import assess, summary
 from answers.scores import ranked_answers
 from baselines import load
-from plumbing.common import (
-    UserError,
-    check_ranges,
-    free,
-    git_commit,
-    parse_args,
-    speaking_to_the_user,
-    write_json,
-    write_json_lines,
-    written_whole,
-)
+from plumbing.common import UserError, check_ranges, free, parse_args, speaking_to_the_user
 from plumbing.runtime import matrix_dtype, pick_device
 from sample import WARNING, Sampling, stream
 from sampling.text import groups
-from training.finetuning import (
-    RANGES,
-    Finetuning,
-    fine_tune,
-    outputs_by_length,
-    prepare_out,
-    run_settings,
-    save_model,
-    write_card,
-)
-from training.parallel import device_mesh, join_world, shard_model
-from training.trainable import check_weights, choose_weights
+from training import finetuning
+from training.trainable import choose_weights
 
 
 @dataclass(frozen=True)
@@ -66,30 +46,30 @@ class Decoding(Sampling):
     """How the model's distribution becomes an answer."""
     decode: Literal["greedy", "sample", "beam"] = free("greedy")
     max_new_tokens: int = free(400)
-    top_p: float = free(0.95)                # of --decode sample, as temperature and top_k
-    beams: int = free(5)                     # of --decode beam, as all that follow
-    length_penalty: float = free(-0.5)       # scores are divided by length ** penalty: below 0 for short texts
-    no_repeat_ngram: int = free(6)           # no n-gram of prompt and answer twice; 0 forbids nothing
+    top_p: float = free(0.95)                # for --decode sample, like temperature and top_k
+    beams: int = free(5)                     # for --decode beam, like the next three
+    length_penalty: float = free(-0.5)       # scores are divided by length ** penalty; negative prefers short texts
+    no_repeat_ngram: int = free(6)           # no n-gram of prompt and answer occurs twice; 0: no limit
     min_new_tokens: int = free(5)
-    max_source: int = 510                    # tokens; what is longer loses its end, or is read in windows
-    max_target: int = 510
-    stride: int = 128                        # tokens from one window of a long context to the next
+    max_source: int = 510                    # tokens; a longer prompt loses its end, a longer context is cut in windows
+    max_target: int = 510                    # tokens; a longer answer loses its end
+    stride: int = 128                        # tokens from the start of one window to the start of the next
     decode_batch: int = free(8)              # sources of equal length that are answered together
 
 
 @dataclass(frozen=True)
-class FinetuneAnswers(Decoding, Finetuning):
-    """Fine-tune on prompts and answers, and report how the test is answered."""
-    data: str = "data/answers/medquad.jsonl"         # prepare/answers.py; without splits it is divided 80 : 10 : 10
+class FinetuneAnswers(Decoding, finetuning.Finetuning):
+    """Fine-tune on prompts and answers, and score the answers to the test."""
+    data: str = "data/answers/medquad.jsonl" # from prepare/answers.py; a file without splits is divided 80 : 10 : 10
     out: str = free("out/medquad")           # model, report.json, predictions.jsonl, log.jsonl
-    short: bool = False                      # exact match, F1 and ranks instead of ROUGE and BLEU
+    short: bool = False                      # score exact match, F1 and ranks instead of ROUGE and BLEU
     seed: int = 0
-    epochs: float = 5                        # our choice, as every rate, epoch and batch here: none is published
+    epochs: float = 5                        # our choice, like the learning rate and the batch size: none is published
     learning_rate: float = 1e-5
     batch_size: int = 8
-    select_every: int = 0                    # steps between two looks at dev; 0 is after each epoch
-    max_dev: int = 0                         # only the first n items of dev, in the split's (random) order; 0 is all
-    max_test: int = free(0)
+    select_every: int = 0                    # steps between two evaluations on dev; 0 is after each epoch
+    max_dev: int = 0                         # only the first n items of dev, in the split's random order; 0 is all
+    max_test: int = free(0)                  # the same for the test
 
 
 @dataclass(frozen=True)
@@ -102,7 +82,7 @@ class Answer(Decoding):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
 
 
-# The summaries' warm-up, seed, batch of 8 and beam search are the authors' (their script for MeQSum).
+# MeQSum: warm-up, seed, batch of 8 and beam search are those of the authors' script.
 PRESETS = {
     "medquad": FinetuneAnswers(),
     "meqsum": FinetuneAnswers(data="data/answers/meqsum.jsonl", out="out/meqsum", seed=7, epochs=10, decode="beam"),
@@ -110,13 +90,12 @@ PRESETS = {
                               max_new_tokens=32, length_penalty=0.0, no_repeat_ngram=0, min_new_tokens=0),
     "file": FinetuneAnswers(data="data/answers/mine.jsonl", out="out/answers"),
     "answer": Answer(),
-    # Spans: SQuAD's settings are BERT's authors'; BioM-Transformers' on BioASQ, by a model that has learned SQuAD.
+    # Extraction: BERT's settings for SQuAD, and BioM-Transformers' for BioASQ 8b with a model fine-tuned on SQuAD.
     "span": FinetuneSpan(),
     "bioasq8b": FinetuneSpan(train="data/qa/bioasq8b_train.json", test="data/qa/bioasq8b_test.json", out="out/bioasq8b",
                              epochs=3, batch_size=16, micro_batch_size=8, learning_rate=5e-5, warmup_ratio=0.0,
                              weight_decay=0.0),
 }
-
 
 DECODING_RANGES = {
     "max_new_tokens": (1, None), "temperature": (0, None), "top_k": (0, None), "top_p": (0, 1), "beams": (1, None),
@@ -131,14 +110,30 @@ def main(cfg):
     check(cfg)
     if isinstance(cfg, Answer):
         return answer(cfg)
-    with join_world(cfg.parallel) as world:
+    with finetuning.processes_of(cfg) as (cfg, world):
         return finetune_and_report(cfg, world)
 
 
 def finetune_and_report(cfg, world):
-    """Fine-tune, answer the test with the weights that were best on dev, and score the answers."""
-    cfg, started, out = replace(cfg, dtype=matrix_dtype(cfg.dtype, world.device)), time.perf_counter(), Path(cfg.out)
-    check_weights(cfg)
+    """Fine-tune, answer the test with the model that was best on dev, and score the answers. Returns the report."""
+    started = time.perf_counter()
+    splits = read_splits(cfg, world)
+    with finetuning.prepare_out(cfg, world, "training"):
+        log, best, cut = finetune(cfg, world, splits)
+        predictions = predict(cfg, world, splits["test"])
+        if world.rank:
+            return None
+
+        report = assess(cfg.short, splits["test"], predictions) | {
+            "splits": {name: len(items) for name, items in splits.items()}, "best": best, "truncated": cut,
+            **finetuning.run_facts(cfg, started)}
+        finetuning.write_results(cfg, best_folder(cfg), log, predictions, report, cfg.data, summary(report))
+        print(f"{summary(report)}\nWrote {cfg.out}/report.json and {cfg.out}/model")
+        return report
+
+
+def read_splits(cfg, world):
+    """{"train", "dev", "test"}: the items of cfg.data, none of them empty."""
     splits = splits_of(read_items(cfg.data))
     splits |= {"dev": splits["dev"][:cfg.max_dev or None], "test": splits["test"][:cfg.max_test or None]}
     counts = {name: len(items) for name, items in splits.items()}
@@ -146,98 +141,90 @@ def finetune_and_report(cfg, world):
         raise UserError(f"{cfg.data}: train, dev and test need an item each; there are {counts}")
     if world.rank == 0:
         print(f"{cfg.data}: " + ", ".join(f"{n:,} {name}" for name, n in counts.items()), flush=True)
-    with prepare_out(cfg, world, "training"):
-        log, best, cut = finetune(cfg, world, splits)
-        predictions = predict(cfg, world, splits["test"])
-        if world.rank:
-            return None
-        report = assess(cfg.short, splits["test"], predictions) | {
-            "splits": counts, "best": best, "truncated": cut, "seconds": time.perf_counter() - started,
-            "settings": asdict(cfg), "commit": git_commit()}
-        write_json_lines(out / "log.jsonl", log)
-        write_json_lines(out / "predictions.jsonl", predictions)
-        write_json(out / "report.json", report)
-        with written_whole(out / "model") as folder:
-            shutil.copytree(out / "training/best", folder)
-            write_card(folder, cfg, cfg.data, summary(report))
-        shutil.rmtree(out / "training")
-        print(f"{summary(report)}\nWrote {out}/report.json and {out}/model")
-        return report
+    return splits
+
+
+def best_folder(cfg):
+    return Path(cfg.out) / "training" / "best"
 
 
 def finetune(cfg, world, splits):
-    """One fine-tuning; OUT/training/best is then the best model on dev. Returns the log, the best evaluation and how
-    many texts were cut."""
+    """Fine-tune once, and keep the best model on dev in best_folder.
+
+    Returns the log, the best evaluation, and how many texts of train and dev were cut.
+    """
     torch.manual_seed(cfg.seed)
-    model, tok, reader = build(cfg, world)
+    model, tok, reader = build(cfg)
     train = [example for item in splits["train"] for example in reader.examples(item, every_window=True)]
     cut, reader.cut = reader.cut, 0
     dev = [example for item in splits["dev"] for example in reader.examples(item)]
     if world.rank == 0:
-        print(f"{len(train):,} examples to learn, {sum(len(e.target) for e in train):,} tokens with a loss; {cut:,} "
+        print(f"{len(train):,} training examples, {sum(len(e.target) for e in train):,} tokens with a loss; {cut:,} "
               f"texts were cut to {cfg.max_source} or {cfg.max_target} tokens", flush=True)
 
     def loss_of(net, part):
         examples = [train[j] for j in part]
         n_N = torch.tensor([len(example.target) for example in examples], device=world.device)
-        # The mean over an answer's tokens: each example counts alike, as in the authors' batches of 1 a process.
+        # The mean over an answer's tokens: every example has the same weight, as in the authors' batches of 1 example.
         return -(net(examples) / n_N).sum()
 
     def evaluate(step, best):
-        """The log-perplexity of dev's answers (nats per token); if it is the lowest so far, the model is saved."""
+        """The log-perplexity of dev's answers (nats per token). If it is the lowest so far, save the model."""
         log_p = sum(log_probabilities(model, dev, cfg, world))
         metrics = {"dev_log_perplexity": -log_p / sum(len(example.target) for example in dev)}
         if not best or metrics["dev_log_perplexity"] < best["dev_log_perplexity"]:
             best = metrics | {"step": step}
-            save_model(model, tok, Path(cfg.out) / "training/best", world)
+            finetuning.save_model(model, tok, best_folder(cfg), world)
         return metrics, best
 
-    log, best = fine_tune(cfg, world, cfg.seed, Path(cfg.out) / "training", model, len(train), loss_of, evaluate,
-                          run_settings(cfg, ["data"]), cfg.select_every)
-    world.wait()                                                   # for OUT/training/best, which rank 0 writes
+    log, best = finetuning.fine_tune(cfg, world, cfg.seed, Path(cfg.out) / "training", model, len(train), loss_of,
+                                     evaluate, finetuning.run_settings(cfg, ["data"]), cfg.select_every)
+    world.wait()                                                   # until process 0 has written best_folder
     return log, best, {"train": cut, "dev": reader.cut}
 
 
-def build(cfg, world):
-    """The model with its new token, its tokenizer, and the reader of items."""
-    device = torch.device("cpu") if cfg.parallel == "fsdp" else world.device       # fsdp moves block by block
-    gpt, tok = load(cfg.model, getattr(torch, cfg.weights), device)
+def build(cfg):
+    """(model with its new token, tokenizer, reader of items)."""
+    gpt, tok = load(cfg.model, getattr(torch, cfg.weights), "cpu")
     n_new = int(START not in tok.specials)
-    if n_new:                        # behind every row that the weights have, which may be more than len(tok)
+    if n_new:
+        # The embedding may have more rows than the tokenizer has tokens. The new token comes after all of them.
         tok.add_special(START, gpt.add_tokens(1))
-    model = AnswerModel(gpt, tok.eos_id).to(device)
+    model = AnswerModel(gpt, tok.eos_id)
     choose_weights(model, cfg, n_new)
-    if cfg.parallel == "fsdp":
-        shard_model(model, device_mesh(world, 0), cfg.dtype)
     return model, tok, make_reader(cfg, tok, gpt.cfg)
 
 
 def make_reader(cfg, tok, gpt_cfg):
-    more = len(tok.front) + 2        # the start of the answer, and its end
-    if cfg.max_source + cfg.max_target + more > gpt_cfg.n_positions:
-        raise UserError(f"--max-source {cfg.max_source} and --max-target {cfg.max_target} with {more} tokens more are "
-                        f"longer than the model's {gpt_cfg.n_positions} positions; lower them")
+    special = len(tok.front) + 2         # the tokens before the source, at the start of the answer, and at its end
+    if cfg.max_source + cfg.max_target + special > gpt_cfg.n_positions:
+        raise UserError(f"--max-source {cfg.max_source} and --max-target {cfg.max_target} with {special} special "
+                        f"tokens are longer than the model's {gpt_cfg.n_positions} positions; lower them")
     return Reader(tok, tok.specials[START], cfg.max_source, cfg.max_target, cfg.stride)
 
 
 def log_probabilities(model, examples, cfg, world):
-    """log p of each example's target, on every process."""
+    """The log-probability of each example's target in nats, on every process."""
     log_p_N = torch.zeros(len(examples), device=world.device)
-    for part, log_p in outputs_by_length(model, examples, cfg.micro_batch_size, world, cfg.dtype):
+    for part, log_p in finetuning.outputs_by_length(model, examples, cfg.micro_batch_size, world, cfg.dtype):
         log_p_N[part] = log_p
     return world.sum(log_p_N).tolist()
 
 
-# ---- Answers to the test ----
+# ---- Answering ----
 
 def predict(cfg, world, test):
-    """Answer every item with OUT/training/best; processes share the items. Returns the records of predictions.jsonl."""
+    """Answer all items with the best model; processes share the items. Returns the records of predictions.jsonl."""
     dtype = torch.bfloat16 if cfg.dtype == "bfloat16" else torch.float32
-    gpt, tok = load(str(Path(cfg.out) / "training/best"), dtype, world.device)
+    gpt, tok = load(str(best_folder(cfg)), dtype, world.device)
     reader, alone = make_reader(cfg, tok, gpt.cfg), replace(world, rank=0, size=1)
     mine, model = test[world.rank::world.size], AnswerModel(gpt, tok.eos_id)
+
+    # The log-probability of each reference.
     references = [example for item in mine for example in reader.examples(item)[:1]]
     reference_log_p = log_probabilities(model, references, cfg, alone)
+
+    # Generate an answer or more from each window of an item, and their log-probabilities.
     sources = [(i, source) for i, item in enumerate(mine) for source in reader.sources(item)]
     answers = decode(cfg, gpt, tok, [source for _, source in sources])
     candidates = [(i, Example(source, [*ids, tok.eos_id])) for (i, source), found in zip(sources, answers, strict=True)
@@ -246,6 +233,7 @@ def predict(cfg, world, test):
     texts = [[] for _ in mine]
     for (i, example), value in zip(candidates, log_p, strict=True):
         texts[i].append((tok.decode(example.target[:-1]).strip(), value))
+
     records = []
     for item, found, reference, nats in zip(mine, texts, references, reference_log_p, strict=True):
         ranked = ranked_answers(found) if cfg.short else [found[0][0]]
@@ -256,7 +244,7 @@ def predict(cfg, world, test):
 
 
 def decode(cfg, gpt, tok, sources):
-    """For each source (ids) its answers, lists of ids: one, or with --decode beam the `beams` best."""
+    """The answers to each source (ids), as lists of ids: one answer, or the best `beams` with --decode beam."""
     answers = [None] * len(sources)
     for indices in groups([len(source) for source in sources], cfg.decode_batch):
         prompts = [sources[i] for i in indices]
@@ -265,7 +253,7 @@ def decode(cfg, gpt, tok, sources):
                                 cfg.min_new_tokens, tok.eos_id)
             found = [[ids for _, ids in best] for best in found]
         else:
-            found = [[[]] for _ in prompts]
+            found = [[[]] for _ in prompts]                         # one answer for each prompt, still empty
             sampling = cfg if cfg.decode == "sample" else replace(cfg, temperature=0.0)
             for column in stream(gpt, prompts, cfg.max_new_tokens, sampling, seed=cfg.seed, eos_id=tok.eos_ids):
                 for row, token in column:
@@ -284,22 +272,20 @@ def answer(cfg):
     sources = make_reader(cfg, tok, gpt.cfg).sources(cfg)
     print(WARNING, file=sys.stderr)
     texts = [tok.decode(found[0]).strip() for found in decode(cfg, gpt, tok, sources)]
-    print(text := next(filter(None, texts), ""))        # the first window of the context that has an answer in it
+    print(text := next(filter(None, texts), ""))        # of the first window of the context that gives an answer
     return text
 
 
 def check(cfg):
     check_ranges(cfg, DECODING_RANGES)
     if isinstance(cfg, FinetuneAnswers):
-        check_ranges(cfg, RANGES | {"select_every": (0, None), "max_dev": (0, None), "max_test": (0, None)})
-        if not cfg.epochs > 0:
-            raise UserError(f"--epochs is {cfg.epochs}; it must be more than 0")
+        check_ranges(cfg, finetuning.RANGES | {"select_every": (0, None), "max_dev": (0, None), "max_test": (0, None)})
     if isinstance(cfg, Answer) and not cfg.prompt.strip():
-        raise UserError("--prompt is empty; ask something")
+        raise UserError("--prompt is empty; give a question")
 
 
 def with_file(words):
-    """The command line's words; a file of one's own in a preset's place becomes the preset "file" with its flags."""
+    """The words of the command line. If the first names a .jsonl file, it becomes the preset "file" with its flags."""
     if words and words[0].endswith(".jsonl"):
         return ["file", "--data", words[0], "--out", f"out/{Path(words[0]).stem}", *words[1:]]
     return words

@@ -2,8 +2,8 @@
 
 examples.py      what the model reads of a prompt and its answer, and which tokens it learns
 beam.py          beam search: the likeliest text instead of the likeliest next token
-spans.py         windows of a long context, and the best span of all of them
-extraction.py    fine-tuning to mark the answer inside a text: the presets span and bioasq8b
+spans.py         extraction: windows of a long context, and the best span in all of them
+extraction.py    fine-tuning on extraction: the presets span and bioasq8b
 scores.py        ROUGE, BLEU, exact match, ranks, each with its interval
-report.py        generated answers beside trivial ones
+report.py        the model's scores beside those of trivial baselines
 """

@@ -1,12 +1,12 @@
 """Beam search: the likeliest text instead of the likeliest next token.
 
-Teaches why a search is needed (the best text need not begin with the best token), what a length penalty repairs (every
-token costs probability, so the likeliest text is a short one: scores are divided by length ** penalty), and what it
-does not: likely text repeats itself, so an n-gram that has occurred can be forbidden.
+Teaches three things. The most likely text need not begin with the most likely token, so a search keeps several texts,
+the beams. Every token lowers a text's probability, so short texts win; a length penalty corrects this by dividing the
+score by length ** penalty. Likely text repeats itself; so n-grams that have occurred can be forbidden.
 Not here: sampling and the cache of keys and values (sample.py).
 
-The paper's summaries: 5 beams, length penalty -0.5, no 6-gram twice, at least 5 tokens. A penalty below 0 prefers short
-texts. Choices and scores are those of transformers' generate(num_beams=...), token by token.
+The paper's summaries use 5 beams, length penalty -0.5 (a negative penalty prefers short texts), no repeated 6-gram and
+at least 5 tokens. The texts and scores equal those of transformers' generate(num_beams=...).
 """
 import torch
 
@@ -17,37 +17,46 @@ from sampling.score import check_finite
 @torch.inference_mode()
 def beam_search(model, prompts, max_new_tokens, beams=5, length_penalty=1.0, no_repeat_ngram=0, min_new_tokens=0,
                 eos_id=-1):
-    """The best continuations of each prompt (lists of ids, of one length): [[(score, ids), ...], ...], up to `beams`
-    of them, the best first, without eos_id. score: log p / length ** length_penalty; both count eos_id.
+    """The best continuations of each prompt, best first: for each prompt up to `beams` pairs (score, ids), without
+    eos_id. prompts: lists of ids, all of the same length. score: log p / length ** length_penalty, both with eos_id.
 
-    A prompt's search ends when it has `beams` finished texts and its best running text, scored at its present length,
-    is not better than the worst of them (transformers' early_stopping=False).
+    The search for a prompt ends when it has `beams` finished texts, and its best unfinished text does not score better
+    at its current length than the worst finished one (transformers' early_stopping=False).
     """
-    P, W, T, device = len(prompts), beams, len(prompts[0]), model.ln_f.weight.device
+    P, W, T = len(prompts), beams, len(prompts[0])
+    device = model.ln_f.weight.device
     max_new_tokens = min(max_new_tokens, model.cfg.n_positions - T)
-    text_RT = torch.tensor(prompts, device=device)                    # R = P W running texts, prompt by prompt
+    finished, done = [[] for _ in prompts], [False] * P
+
+    # Read each prompt once, then copy it for each beam: R = P W rows, prompt by prompt.
+    text_RT = torch.tensor(prompts, device=device)
     cache = KVCache(model.cfg, P, T + max_new_tokens, model.ln_f.weight)
     logits_RV = next_logits(model, cache, text_RT).repeat_interleave(W, 0)
     cache.repeat(W)
     text_RT, V = text_RT.repeat_interleave(W, 0), logits_RV.shape[1]
-    score_PW = torch.full((P, W), -1e9, device=device)                # W equal texts: only the first may branch
+    score_PW = torch.full((P, W), -1e9, device=device)                # the W texts are equal, so only one may branch
     score_PW[:, 0] = 0.0
-    finished, done = [[] for _ in prompts], [False] * P
+
     for n in range(1, max_new_tokens + 1):
         check_finite(logits_RV)
         log_p_RV = logits_RV.float().log_softmax(-1)
         forbid_repeats(log_p_RV, text_RT, no_repeat_ngram)
         if n <= min_new_tokens and eos_id >= 0:
             log_p_RV[:, eos_id] = -torch.inf
-        # Twice as many candidates as beams: even if all of the first half end, W go on.
+
+        # Take twice as many candidates as beams: even if the best W end here, W others continue.
         top_PC, index_PC = (score_PW[:, :, None] + log_p_RV.view(P, W, V)).flatten(1).topk(2 * W)
         row_PC, token_PC = index_PC // V + W * torch.arange(P, device=device)[:, None], index_PC % V
         ends_PC = (token_PC == eos_id) | (n == max_new_tokens)
+
+        # Collect the texts that end here.
         for p in [p for p in range(P) if not done[p]]:
-            for c in ends_PC[p, :W].nonzero()[:, 0].tolist():         # the second half is never good enough to end
+            for c in ends_PC[p, :W].nonzero()[:, 0].tolist():         # in the second half an ending text is dropped
                 ids = [*text_RT[row_PC[p, c], T:].tolist(), token_PC[p, c].item()]
                 finished[p].append((top_PC[p, c].item() / n ** length_penalty, ids[:-1] if ids[-1] == eos_id else ids))
             finished[p] = sorted(finished[p], key=lambda one: -one[0])[:W]
+
+        # Continue with the best W texts that do not end.
         score_PW, keep_PW = (top_PC - 1e9 * ends_PC).topk(W)
         row_R, token_R = row_PC.gather(1, keep_PW).flatten(), token_PC.gather(1, keep_PW).flatten()
         text_RT = torch.cat([text_RT[row_R], token_R[:, None]], 1)
@@ -60,7 +69,7 @@ def beam_search(model, prompts, max_new_tokens, beams=5, length_penalty=1.0, no_
 
 
 def forbid_repeats(log_p_RV, text_RT, n):
-    """Forbid each token that would repeat an n-gram of the prompt or the text so far; n = 0 forbids nothing."""
+    """Forbid, in place, every token that would repeat an n-gram of prompt and text. n = 0 forbids nothing."""
     T = text_RT.shape[1]
     if not 0 < n <= T:
         return
@@ -70,7 +79,7 @@ def forbid_repeats(log_p_RV, text_RT, n):
 
 
 def follow(cache, row_R):
-    """Reorder the cache: row r takes the keys and values of row row_R[r], whose text it continues."""
+    """Reorder the cache: row r gets the keys and values of row row_R[r], because it continues that row's text."""
     n = cache.length
     cache.k_LBHKS[..., :n] = cache.k_LBHKS[:, row_R, :, :, :n]
     cache.v_LBHSK[:, :, :, :n] = cache.v_LBHSK[:, row_R, :, :n]

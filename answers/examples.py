@@ -1,15 +1,19 @@
-"""Questions that are answered in words: their file format, and what the model reads and learns of them.
+"""Questions that are answered in words: their file format, and what the model reads and learns.
 
-    source <|startoftext|> target <|endoftext|>            the loss is that of the target and of <|endoftext|> alone
+    source <|startoftext|> target <|endoftext|>            only target and <|endoftext|> have a loss
 
-Teaches the paper's format for paragraphs and summaries (section 4), how examples share a row without seeing each
-other, and what happens to a text that is too long: a prompt loses its end, as in the paper; a context is cut into
-windows that overlap, so that an answer cut by the end of one window is whole in another.
+Teaches the paper's format for paragraphs and summaries (section 4), and how examples share a row without seeing each
+other. A prompt that is too long loses its end, as in the paper. A long context is cut into overlapping windows, so that
+an answer that is cut by the end of one window is whole in another.
 Not here: the loop (finetune_answers.py), generation (sample.py, beam.py), scores (scores.py).
 
-A file has a JSON object a line: {"prompt", "answer"}. Optional: "id"; "context", a text to answer from; "answers", all
-that count as right; "group", what must not be divided between training and test (a document, a question that is asked
-of several contexts); "split", train, dev or test.
+A file has one JSON object per line: {"prompt", "answer"}. Optional keys:
+
+    id         the line number if it is missing
+    context    a text that contains the answer
+    answers    all answers that count as right
+    group      items of one group are in the same split, such as the questions about one document
+    split      train, dev or test; for all lines or for none
 """
 import zlib
 from dataclasses import dataclass, replace
@@ -21,7 +25,7 @@ import torch.nn.functional as F
 
 from data import document_starts
 from plumbing.common import UserError, read_json_lines
-from questions.packed import first_fit, row_length
+from questions.packed import empty_rows, first_fit, places, row_length
 
 START = "<|startoftext|>"
 SHARES = {"train": 0.8, "dev": 0.1, "test": 0.1}
@@ -34,12 +38,12 @@ class Item:
     prompt: str
     answer: str
     context: str = ""
-    answers: tuple[str, ...] = ()    # all that count as right; none is: the answer alone
+    answers: tuple[str, ...] = ()    # all that count as right; (): only `answer`
     group: str = ""
     split: str = ""
 
     def check(self):
-        """Raise ValueError if this is nothing that can be learned."""
+        """Raise ValueError if this item cannot be learned."""
         if not all(isinstance(text, str) for text in (self.prompt, self.answer, self.context, *self.answers)):
             raise ValueError("prompt, answer, context and answers must be text")
         if not self.prompt.strip() or not self.answer.strip():
@@ -49,7 +53,7 @@ class Item:
 
 
 def read_items(path):
-    """The items of a file, each with a split; UserError names the line that is wrong."""
+    """The items of a file. UserError names the line that is wrong."""
     items = read_json_lines(path, "prompt and answer",
                             "prepare/answers.py writes one, or write JSON lines with prompt, answer", item_of)
     items = [replace(item, id=item.id or str(number)) for number, item in enumerate(items, 1)]
@@ -66,15 +70,16 @@ def item_of(record):
 
 
 def splits_of(items, shares=None):
-    """{"train": items, "dev": ..., "test": ...}: those that the items name, or one by the groups' hashes, the same in
-    every run. In the order of a hash, so that the first n are a sample."""
+    """{"train": items, "dev": ..., "test": ...}, in the order of a hash, so that the first n are a random sample.
+
+    Items without a split are divided by `shares` (SHARES if None), by a hash of their group: the same in every run.
+    """
+    split = {}
     if not all(item.split for item in items):
-        order = sorted({item.group for item in items}, key=hashed)
+        groups = sorted({item.group for item in items}, key=hashed)
         names, ends = zip(*(shares or SHARES).items(), strict=True)
-        ends = np.round(np.cumsum(ends) * len(order))
-        split = {group: names[int((ends <= i).sum())] for i, group in enumerate(order)}
-    else:
-        split = {}
+        ends = np.round(np.cumsum(ends) * len(groups))
+        split = {group: names[int((ends <= i).sum())] for i, group in enumerate(groups)}
     by_name = {name: [] for name in SHARES}
     for item in sorted(items, key=lambda item: (hashed(item.group), hashed(item.id))):
         by_name[split.get(item.group, item.split)].append(item)
@@ -82,7 +87,7 @@ def splits_of(items, shares=None):
 
 
 def unasked(items, test):
-    """The items of which the test has neither the question nor the context."""
+    """The items whose question and context are not in the test."""
     asked = {item.group for item in test} | {item.prompt.lower() for item in test}
     read = {item.context for item in test} - {""}
     return [item for item in items if not asked & {item.group, item.prompt.lower()} and item.context not in read]
@@ -94,20 +99,20 @@ def hashed(text):
 
 @dataclass(frozen=True)
 class Example:
-    """What one row holds: the source's tokens with <|startoftext|> behind them, the target's with <|endoftext|>."""
-    source: list[int]
-    target: list[int]
+    """The ids of one text to learn."""
+    source: list[int]                # ends in <|startoftext|>
+    target: list[int]                # ends in <|endoftext|>
 
     def __len__(self):
         return len(self.source) + len(self.target)
 
 
 class Reader:
-    """Turns items into ids; `cut` counts the prompts and answers that were too long and lost their end."""
+    """Turns items into ids. `cut` counts the prompts and answers that were too long and lost their end."""
 
     def __init__(self, tok, start_id, max_source, max_target, stride):
         self.tok, self.start_id, self.cut = tok, start_id, 0
-        self.front = list(tok.front)     # nothing, or what a model of another family wants first
+        self.front = list(tok.front)     # the ids that begin every text of some families; GPT-2 has none
         self.max_source, self.max_target, self.stride = max_source, max_target, stride
 
     def shortened(self, ids, room):
@@ -115,13 +120,13 @@ class Reader:
         return ids[:room]
 
     def windows(self, item):
-        """(pieces of the context, the prompt's ids): without a context one piece, and that is empty."""
+        """(pieces of the context, the prompt's ids). Without a context there is one piece, which is empty."""
         asked = ("\n" if item.context else "") + item.prompt.strip()
         asked = self.shortened(self.tok.encode(asked).tolist(), self.max_source)
         return windows(self.tok.encode(item.context.strip()).tolist(), self.max_source - len(asked), self.stride), asked
 
     def sources(self, item):
-        """The sources of an item: one, or one for each window of its context."""
+        """The sources of an item, one for each window of its context."""
         pieces, asked = self.windows(item)
         return [[*self.front, *piece, *asked, self.start_id] for piece in pieces]
 
@@ -129,8 +134,8 @@ class Reader:
         return [*self.shortened(self.tok.encode(text.strip()).tolist(), self.max_target), self.tok.eos_id]
 
     def examples(self, item, every_window=False):
-        """The answer behind the windows that hold it (if none does: behind the first). With every_window, as training
-        wants it, the others follow: they are to be answered with nothing."""
+        """The examples of an item: the windows that contain the answer, or the first if none does, with the answer as
+        target. With every_window, for training, also the other windows, with an empty target."""
         (pieces, asked), target = self.windows(item), self.target(item.answer)
         holds = [item.answer.strip() in self.tok.decode(piece) for piece in pieces]
         holds[0] |= not any(holds)
@@ -139,7 +144,7 @@ class Reader:
 
 
 def windows(ids, room, stride):
-    """Windows of `room` ids, each `stride` behind the last, until the end is in one (BERT's doc_stride)."""
+    """Windows of `room` ids that start every `stride` ids, up to the one that contains the end (BERT's doc_stride)."""
     if len(ids) <= room or room < 1:
         return [ids[:max(0, room)]]
     stride = min(stride, room)
@@ -147,34 +152,28 @@ def windows(ids, room, stride):
 
 
 class AnswerModel(nn.Module):
-    """A GPT as it is: the log-probability of each example's target behind its source."""
+    """A GPT without a new head: the log-probability of each example's target after its source."""
 
     def __init__(self, gpt, eos_id):
         super().__init__()
         self.gpt, self.eos_id = gpt, eos_id
-
-    @property
-    def h(self):
-        return self.gpt.h            # the blocks that training/parallel.py slices
 
     def forward(self, examples):
         """log_p_N in nats (fp32), one for each example."""
         device = self.gpt.ln_f.weight.device
         lengths = [len(example) for example in examples]
         rows = first_fit(lengths, max(row_length(self.gpt), *lengths))
-        width = max(sum(lengths[i] for i in row) for row in rows)
-        ids_BT, places = torch.full((len(rows), width), self.eos_id), []
-        for b, row in enumerate(rows):
-            t = 0
-            for i in row:
-                ids_BT[b, t:t + lengths[i]] = torch.tensor(examples[i].source + examples[i].target)
-                first, t = t + len(examples[i].source), t + lengths[i]
-                places += [(b, at, i) for at in range(first, t)]
-        ids_BT, (row_M, target_M, example_M) = ids_BT.to(device), torch.tensor(places, device=device).T
-        # Every example ends in <|endoftext|>, and padding is nothing else: documents, as in pretraining.
+        ids_BT = empty_rows(1, rows, lengths)[0] + self.eos_id
+        targets = []                     # (row, column, example) of each token of a target
+        for i, b, t in places(rows, lengths):
+            ids_BT[b, t:t + lengths[i]] = torch.tensor(examples[i].source + examples[i].target)
+            targets += [(b, at, i) for at in range(t + len(examples[i].source), t + lengths[i])]
+        ids_BT, (row_M, target_M, example_M) = ids_BT.to(device), torch.tensor(targets, device=device).T
+
+        # Each example ends in <|endoftext|>, and padding consists of it. So they are separated like documents.
         start_BT = document_starts(ids_BT, self.eos_id)
-        position_BT = torch.arange(width, device=device) - start_BT
+        position_BT = torch.arange(ids_BT.shape[1], device=device) - start_BT
         x_BTD = self.gpt.hidden(ids_BT, doc_start_BT=start_BT, position_BT=position_BT)
-        logits_MV = self.gpt.logits(x_BTD[row_M, target_M - 1]).float()            # only where a target is predicted
+        logits_MV = self.gpt.logits(x_BTD[row_M, target_M - 1]).float()            # only for the tokens of a target
         log_p_M = -F.cross_entropy(logits_MV, ids_BT[row_M, target_M], reduction="none")
         return log_p_M.new_zeros(len(examples)).index_add(0, example_M, log_p_M)

@@ -1,7 +1,7 @@
 """From answers to a report: the model's scores beside those of trivial baselines.
 
-Teaches what a ROUGE score needs before it can be believed: its interval, the scores of the question itself and of the
-context's first sentence, and how far the references themselves repeat or copy.
+Teaches what a ROUGE score needs before one can trust it: its interval, the scores of the question itself and of the
+context's first sentence as baselines, and how much the references themselves repeat and copy.
 Not here: the scores (answers/scores.py).
 """
 from answers.scores import (
@@ -18,7 +18,7 @@ from answers.scores import (
 
 
 def assess(short, test, predictions):
-    """The scores for report.json: of the model, of baselines and, for long answers, of the references."""
+    """The scores for report.json: of the model, of the baselines and, for long answers, of the references."""
     sources = [f"{item.context} {item.prompt}".strip() for item in test]
     systems = {"model": [record["answer"] for record in predictions],
                "first sentence": [first_sentence(item.context or item.prompt) for item in test],
@@ -37,8 +37,11 @@ def assess(short, test, predictions):
 
 
 def short_scores(test, *runs):
-    """Exact match and F1 of each item, as SQuAD's script; strict, lenient and MRR of each group's list, as BioASQ. Each
-    run has the candidates of each item; of several the mean, and a group's of all runs are drawn together."""
+    """Exact match and F1 of each item, like SQuAD's script, and strict, lenient and MRR of each group, like BioASQ.
+
+    runs: the candidates of each item, from one or more runs; the scores are means over the runs. For the intervals, a
+    group's scores from all runs are drawn together.
+    """
     right, of, n = [item.answers or (item.answer,) for item in test], [item.group for item in test], len(runs)
     best = [(ranked_answers(found) or [""])[0] for candidates in runs for found in candidates]
     scores = {name: mean([score(b, r) for b, r in zip(best, right * n, strict=True)], of * n)
@@ -54,10 +57,10 @@ def short_scores(test, *runs):
     return scores | {"questions": float(len(members))}
 
 
-def span_scores(test, silence, *runs):
-    """The scores of the records of one or more runs of extraction. Where a question may have no answer (silence), as
-    SQuAD 2.0's script: of all, of those with an answer and of those without; else short_scores."""
-    if not silence and all(item.answers for item in test):
+def span_scores(test, unanswerable, *runs):
+    """The scores of one or more runs of extraction, from their records. If questions may have no answer, like SQuAD
+    2.0's script: of all questions, of those with an answer and of those without one. Else short_scores."""
+    if not unanswerable and all(item.answers for item in test):
         return short_scores(test, *([record["candidates"] for record in records] for records in runs))
     rows_N2 = [squad2_scores(record["answer"], item.answers) for records in runs
                for item, record in zip(test, records, strict=True)]
@@ -71,7 +74,7 @@ def span_scores(test, silence, *runs):
 
 
 def summary(report):
-    """The lines to print, one for each system."""
+    """The lines to print: one for each system."""
     lines = [f"{report['n']:,} test items; the references have a log-perplexity of "
              f"{shown(report['reference_log_perplexity'])} nats per token"]
     for system in ("model", "first sentence", "the question itself", "the references"):

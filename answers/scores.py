@@ -1,11 +1,12 @@
 """Scores of generated text: overlap with a reference, exact answers, and signs of degeneration.
 
-    ROUGE, BLEU               words in common with the reference (by rouge-score and sacrebleu); blind to what is true
-    exact match, F1           short answers, compared as SQuAD's official scripts do (0 to 1, theirs 0 to 100)
+    ROUGE, BLEU               words in common with the reference (by rouge-score and sacrebleu); not whether it is true
+    exact match, F1           short answers, compared as in SQuAD's official scripts (here 0 to 1, there 0 to 100)
     strict, lenient, MRR      a ranked list of short answers, as BioASQ scores factoid questions
-    distinct-n, copy rate     low and high for text that repeats itself or its prompt: overlap does not show it
+    distinct-n                low for text that repeats itself, which overlap does not show
+    copy rate                 high for text that repeats its prompt
 
-Teaches how each is counted, and the interval behind it: what another sample of questions might have given.
+Teaches how each score is counted, and its interval: the values that another sample of questions might have given.
 """
 import re
 import string
@@ -22,8 +23,10 @@ DRAWS = 1000
 
 
 def bootstrap(rows_NF, groups=None, score=lambda row: row[0] / row[1]):
-    """{"value", "interval"}: score(the sum of all rows), and the middle 95 % of what it is over questions drawn again
-    with replacement. Rows of one group (snippets of a question) are drawn together, since they are not independent."""
+    """{"value", "interval"}: score(the sum of all rows), and its 95 % interval over samples drawn with replacement.
+
+    Rows of one group, such as the snippets of a question, are drawn together, because they are not independent.
+    """
     rows_NF = np.asarray(rows_NF, dtype=np.float64)
     _, group_N = np.unique(np.arange(len(rows_NF)) if groups is None else groups, return_inverse=True)
     sums_GF = np.zeros((group_N.max() + 1, rows_NF.shape[1]))
@@ -39,7 +42,7 @@ def mean(values, groups=None):
 
 
 def text_scores(outputs, references, sources):
-    """ROUGE-1, -2 and -L (F1 of stemmed words, per text), BLEU (of the corpus), lengths, distinct-n and copy rate."""
+    """ROUGE-1, -2 and -L (mean F1 of stemmed words), BLEU of the corpus, length in words, distinct-n and copy rate."""
     scorer, bleu = RougeScorer(ROUGES, use_stemmer=True), BLEU(effective_order=True)
     rouge = [scorer.score(reference, output) for output, reference in zip(outputs, references, strict=True)]
     counts = [bleu.sentence_score(output, [reference]) for output, reference in zip(outputs, references, strict=True)]
@@ -50,11 +53,9 @@ def text_scores(outputs, references, sources):
 
 
 def bleu_of_counts(row):
-    """sacrebleu's corpus BLEU (0 to 100) from its sums: n-grams that match, n-grams, and the two lengths."""
-    match, total = row[:4], row[4:8]
-    output_length, reference_length = row[8:]
-    bleu = BLEU.compute_bleu(list(match), list(total), int(output_length), int(reference_length), smooth_method="exp")
-    return bleu.score
+    """sacrebleu's corpus BLEU (0 to 100) from sums over the texts: matching n-grams, all n-grams, and both lengths."""
+    output_length, reference_length = map(int, row[8:])
+    return BLEU.compute_bleu(list(row[:4]), list(row[4:8]), output_length, reference_length, smooth_method="exp").score
 
 
 def ngrams(text, n):
@@ -63,7 +64,8 @@ def ngrams(text, n):
 
 
 def distinct(texts, n):
-    """Different n-grams over all n-grams of the texts together (Li et al. 2016); compare texts of equal number."""
+    """The number of different n-grams divided by that of all n-grams (Li et al. 2016). Compare only equally many texts.
+    """
     grams = [gram for text in texts for gram in ngrams(text, n)]
     return len(set(grams)) / max(1, len(grams))
 
@@ -78,14 +80,14 @@ def copy_rate(outputs, sources, n=3):
 
 
 def first_sentence(text):
-    """The trivial summary."""
+    """A trivial baseline for a summary."""
     return re.split(r"(?<=[.!?])\s", text.strip(), maxsplit=1)[0]
 
 
 # ---- Short answers ----
 
 def normalized(answer):
-    """As SQuAD's script: lower case, no ASCII punctuation, no articles, single spaces."""
+    """Like SQuAD's script: lower case, no ASCII punctuation, no articles, single spaces."""
     bare = "".join(c for c in answer.lower() if c not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
 
@@ -95,7 +97,7 @@ def exact_match(prediction, answers):
 
 
 def token_f1(prediction, answers):
-    """The best F1 over the words that prediction and an answer share. (SQuAD 1.1's script: nothing in common is 0.)"""
+    """The F1 of the words shared with the best of the answers. Like SQuAD 1.1's script, 0 if no word is shared."""
     best, ours = 0.0, normalized(prediction).split()
     for answer in answers:
         theirs = normalized(answer).split()
@@ -105,36 +107,39 @@ def token_f1(prediction, answers):
 
 
 def squad2_scores(prediction, answers):
-    """(exact match, F1) as SQuAD 2.0's script: for a question without answers, only the empty text "" is right."""
+    """(exact match, F1) like SQuAD 2.0's script: for a question without answers, only the empty text is right."""
     answers = [answer for answer in answers if normalized(answer)] or [""]
     exact = exact_match(prediction, answers)
     return exact, token_f1(prediction, answers) if normalized(prediction) else exact
 
 
 def best_threshold(margins, answered, silent):
-    """(the best mean score, the threshold that reaches it): an item whose margin, which speaks for silence, is above
-    the threshold scores as `silent`, else as `answered`. As in SQuAD 2.0's script, only margins that occur are tried.
+    """(the best mean score, the threshold that reaches it), one number per item in each list.
+
+    margins: the higher, the more likely it is that the question has no answer. An item whose margin is above the
+    threshold is not answered, and scores `silent`; else it scores `answered`. Like SQuAD 2.0's script, this only tries
+    margins that occur.
     """
     margins, answered, silent = (np.asarray(values, dtype=np.float64) for values in (margins, answered, silent))
     order = np.argsort(margins, kind="stable")
     gain_N, last_N = np.cumsum((answered - silent)[order]), np.append(np.diff(margins[order]) > 0, True)
     best = int(np.where(last_N, gain_N, -np.inf).argmax())
     if gain_N[best] <= 0:
-        return silent.mean(), float(margins[order[0]]) - 1        # say nothing at all
+        return silent.mean(), float(margins[order[0]]) - 1        # answer nothing at all
     return float((silent.sum() + gain_N[best]) / len(margins)), float(margins[order[best]])
 
 
 def factoid_scores(ranked, answers):
-    """(strict, lenient, reciprocal rank) of one question: is the first of up to five answers right, is any, and 1 / the
-    place of the first that is. BioASQ compares lower-cased text as it is."""
+    """(strict, lenient, reciprocal rank) of one question with up to five ranked answers: whether the first is right,
+    whether any is, and 1 / the rank of the first right one. Like BioASQ, this compares lower-cased text."""
     right = {answer.strip().lower() for answer in answers}
     place = next((i for i, answer in enumerate(ranked[:5], 1) if answer.strip().lower() in right), 0)
     return float(place == 1), float(place > 0), 1 / place if place else 0.0
 
 
 def ranked_answers(candidates):
-    """Different answers by the sum of their probabilities over a question's snippets, the best first. candidates:
-    (text, log-probability), and spellings that differ in case count as one."""
+    """The different answers to a question, best first: by the sum of their probabilities over all snippets.
+    candidates: (text, log-probability). Texts that differ only in case count as one answer."""
     total, spelling = Counter(), {}
     for text, log_p in candidates:
         if key := text.strip().lower():

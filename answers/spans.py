@@ -1,15 +1,16 @@
-"""Extraction: the answer is a span of the context, told by its first and its last token.
+"""Extraction: the answer is a span of the context, given by its first and its last token.
 
-    ours        <|QUESTION|> question <|CONTEXT|> context <|ANSWER|>       no answer: <|ANSWER|>
+    GPT         <|QUESTION|> question <|CONTEXT|> context <|ANSWER|>       no answer: <|ANSWER|>
     encoders    [CLS] question [SEP] context [SEP]                         no answer: [CLS]
 
 Teaches how a long context is read in windows, how the best of all spans is found, and how a span of tokens becomes
-text again: cut out of the context by offsets, never decoded, so that it is the context's own spelling. A causal model's
-token has seen only what is before it. So the question must come before the context, and even then a first token is
-judged without what follows it, while an encoder sees the whole sentence: a handicap, and one to measure.
+text again: it is cut out of the context by offsets and never decoded, so that it keeps the context's spelling.
+
+A token of a causal model only sees the tokens before it. So the question must come before the context. Even then the
+model scores a start token without seeing what follows, while an encoder sees the whole sentence. This is a handicap.
 Not here: the run (extraction.py), EM and F1 (scores.py), how rows are packed (questions/packed.py).
 
-A file has SQuAD's shape, 1.1's or 2.0's: {"data": [{"paragraphs": [{"context", "qas": [{"id", "question", "answers":
+A file has the format of SQuAD 1.1 or 2.0: {"data": [{"paragraphs": [{"context", "qas": [{"id", "question", "answers":
 [{"text", "answer_start"}], "is_impossible"}]}]}]}. Rajpurkar et al. 2016 (arXiv 1606.05250), 2018 (1806.03822).
 """
 import re
@@ -26,24 +27,28 @@ from questions import heads
 from questions.packed import Tree
 from tokenizer import well_formed
 
-CERTAIN = 1e9            # that there is no answer: the context is empty (JSON knows no infinity)
-SPAN = ("<|QUESTION|>", "<|CONTEXT|>", "<|ANSWER|>")     # before the question, the context and the end
+CERTAIN = 1e9            # the margin of an empty context, which has no answer for sure (JSON has no infinity)
+SPAN = ("<|QUESTION|>", "<|CONTEXT|>", "<|ANSWER|>")     # before the question, before the context, and at the end
 
 
 @dataclass(frozen=True)
 class SpanItem(Item):
-    """A question about a context. Without answers: it has none there. starts: where each answer begins in the context,
-    in characters; -1 for one that is not there, from which nothing can be learned."""
+    """A question about a context. If `answers` is empty, the context does not answer it.
+
+    starts: where each answer begins in the context, in characters; -1 for an answer that is not in it.
+    """
     starts: tuple[int, ...] = ()
 
 
 def read_squad(path):
-    """(the items of a file in SQuAD's shape, {"answers", "moved", "absent"}: how many answers it has, how many are at
-    another offset than it says, and how many are not in their context). TRAP: BioASQ's ids are QUESTION_NNN, several
-    snippets a question; they are one group."""
+    """(items, {"answers", "moved", "absent"}) of a file in SQuAD's format: how many answers it has, how many are at
+    another offset than the file says, and how many are not in their context.
+
+    TRAP: BioASQ's ids are QUESTION_NNN, one for each snippet. All snippets of a question are one group.
+    """
     items, count = [], {"answers": 0, "moved": 0, "absent": 0}
     try:
-        for article in read_json(path, "a file in SQuAD's shape")["data"]:
+        for article in read_json(path, "a file in SQuAD's format")["data"]:
             for paragraph in article["paragraphs"]:
                 context = well_formed(paragraph["context"])
                 for qa in paragraph["qas"]:
@@ -53,7 +58,7 @@ def read_squad(path):
                     count["moved"] += sum(start not in (-1, answer["answer_start"])
                                           for start, answer in zip(item.starts, qa["answers"], strict=False))
     except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: no questions in SQuAD's shape ({error!r})") from error
+        raise UserError(f"{path}: no questions in SQuAD's format ({error!r})") from error
     if not items:
         raise UserError(f"{path}: holds no question")
     if len({item.id for item in items}) < len(items):
@@ -70,7 +75,7 @@ def span_item(qa, context):
 
 
 def found_at(context, text, start):
-    """Where the answer begins: as the file says, or else at the nearest place that has it, in upper or lower case."""
+    """Where the answer begins: the place nearest to the file's offset; if there is none, ignoring case; else -1."""
     for where, what in ((context, text), (context.lower(), text.lower())):
         if what.strip() and len(where) == len(context):           # "İ" has two letters in lower case
             places = [match.start() for match in re.finditer(re.escape(what), where)]
@@ -82,8 +87,10 @@ def found_at(context, text, start):
 # ---- Tokens and characters ----
 
 def located(tok, text):
-    """(ids, [(first character, one past the last) of each token]), without the spaces around it. A token that begins or
-    ends inside a character has all of it, so that no span can break one."""
+    """(ids, [(first character, one past the last) of each token]), without the spaces around a token.
+
+    A token that begins or ends inside a character gets the whole character, so that no span can break one.
+    """
     if hasattr(tok, "located"):
         ids, spans = tok.located(text)
     else:
@@ -101,22 +108,22 @@ def trimmed(text, a, b):
 
 @dataclass(frozen=True)
 class Window:
-    """A piece of an item's context behind the question."""
+    """The question and a piece of the context of one item."""
     tree: Tree
-    item: int                            # whose
-    chars: list[tuple[int, int]]         # of each of the context's tokens
-    target: tuple[int, int]              # first and last token of the answer, counted from 1; (0, 0) is none
+    item: int                            # index of the item
+    chars: list[tuple[int, int]]         # the characters of each token of the context: (first, one past the last)
+    target: tuple[int, int]              # first and last token of the answer, counted from 1; (0, 0): no answer
 
     def __len__(self):
         return len(self.tree)
 
 
 class SpanReader:
-    """Turns items into windows. `count`: questions that were cut, answers that no span of tokens equals, contexts of
-    more than one window."""
+    """Turns items into windows. `count`: questions that were cut, items whose answers do not begin and end with a
+    token, and contexts of more than one window. front: ids that begin every text, such as Llama's <s>."""
 
     def __init__(self, tok, ids, max_length, max_question, stride, front=()):
-        self.tok, self.ids, self.front = tok, ids, list(front)    # front: what a family wants first, Llama's <s>
+        self.tok, self.ids, self.front = tok, ids, list(front)
         self.max_length, self.max_question, self.stride = max_length, max_question, stride
         self.count = {"cut": 0, "unaligned": 0, "long": 0}
 
@@ -143,21 +150,21 @@ class SpanReader:
 
 
 def cover(chars, a, b):
-    """(first, last) token of those that have a character of [a, b), or None."""
+    """(first, last) of the tokens that overlap the characters [a, b), or None."""
     inside = [t for t, (start, end) in enumerate(chars) if start < b and end > a >= 0 and start < end]
     return (inside[0], inside[-1]) if inside else None
 
 
 def target(spans, piece):
-    """The first answer that is whole in this piece of the context, counted from 1; (0, 0) is none."""
+    """(first, last) token, counted from 1, of the first answer that is whole in this piece; (0, 0) if none is."""
     whole = [span for span in spans if span and piece.start <= span[0] and span[1] < piece.stop]
     return (whole[0][0] - piece.start + 1, whole[0][1] - piece.start + 1) if whole else (0, 0)
 
 
-# ---- The model, and the best of its spans ----
+# ---- The model, and its best spans ----
 
 class SpanModel(nn.Module):
-    """A GPT or an encoder and two numbers for each token: is it the answer's first, is it the last?"""
+    """A GPT or an encoder with two scores for each token: as the first and as the last token of the answer."""
 
     def __init__(self, gpt, pad_id):
         super().__init__()
@@ -166,17 +173,13 @@ class SpanModel(nn.Module):
         nn.init.normal_(self.qa_outputs.weight, 0.0, gpt.cfg.initializer_range)
         nn.init.zeros_(self.qa_outputs.bias)
 
-    @property
-    def h(self):
-        return self.gpt.h                # the blocks that training/parallel.py slices
-
     def forward(self, windows):
-        """start_NS and end_NS (fp32) of each window's places: "no answer", its tokens, and -inf behind them."""
+        """start_NS and end_NS (fp32): for each window the scores of "no answer" and of its tokens; then -inf."""
         packed, x_BTD = heads.read(self.gpt, [window.tree for window in windows], self.pad_id)
         length_N = torch.tensor([len(window.chars) for window in windows], device=x_BTD.device)
         s_S = torch.arange(int(length_N.max()) + 1, device=x_BTD.device)
         real_NS = s_S <= length_N[:, None]
-        # Both kinds of model know whether there is an answer where they would answer any question: at branch_end_N.
+        # "No answer" is scored at the token where both kinds of model classify a question: branch_end_N.
         token_NS = packed.prefix_end_N[:, None] + s_S
         place_NS = torch.where(real_NS & (s_S > 0), token_NS, packed.branch_end_N[:, None])
         logits_NS2 = self.qa_outputs(x_BTD[packed.row_N[:, None], place_NS]).float()
@@ -184,17 +187,17 @@ class SpanModel(nn.Module):
 
 
 def span_loss(start_NS, end_NS, windows):
-    """The sum over windows of the mean of two cross-entropies: where does the answer begin, where does it end?"""
+    """The mean of the cross-entropies of the first and of the last token of the answer, summed over windows."""
     targets_2N = torch.tensor([window.target for window in windows], device=start_NS.device).T
     return sum(F.cross_entropy(logits_NS, target_N, reduction="sum") / 2
                for logits_NS, target_N in zip((start_NS, end_NS), targets_2N, strict=True))
 
 
 def best_spans(start_S, end_S, max_tokens, n):
-    """(log p of no answer, the n best [(log p, first, last), ...]) of a window; tokens count from 0.
+    """(log p of "no answer", the n best spans [(log p, first, last), ...]) of a window. Tokens are counted from 0.
 
-    log p = log p(first) + log p(last), each a softmax over the window's places: unlike bare scores, to which a window
-    may add what it likes without changing its loss, they can be compared between windows.
+    log p = log p(first) + log p(last), each from a softmax over the window. Unlike plain scores, these can be compared
+    between windows: a constant added to all scores of a window would not change its loss.
     """
     start_S, end_S = (scores_S[scores_S > -torch.inf].double().log_softmax(0) for scores_S in (start_S, end_S))
     score_SS = start_S[1:, None] + end_S[None, 1:]
@@ -206,10 +209,10 @@ def best_spans(start_S, end_S, max_tokens, n):
 
 
 def read_off(items, windows, found):
-    """For each item (what speaks for "no answer", [(text, log p), ...] with the best first), over all its windows.
+    """For each item (margin, [(text, log p), ...]), over all its windows, the best text first.
 
-    The first is the least log p of "no answer" of any window less the log p of the best text: above a threshold, which
-    dev chooses, the question is not answered. A text that occurs twice counts once, with its better score.
+    margin: the lowest log p of "no answer" in any window, minus the log p of the best text. Above a threshold, chosen
+    on dev, the question is not answered. A text that occurs twice counts once, with its better score.
     """
     nulls, texts = [np.inf] * len(items), [{} for _ in items]
     for window, (null, spans) in zip(windows, found, strict=True):

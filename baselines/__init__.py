@@ -1,13 +1,14 @@
-"""The models that BioMedLM is compared with, through the same scripts; nothing at the top needs them to be understood.
+"""The models that BioMedLM is compared with, through the same scripts. The seven files at the top can be read without
+this folder.
 
-gpt_neo.py           GPT-Neo: local attention in every second layer, scores that are not divided
-llama.py             Llama 2 and 3, BioMedGPT: RoPE, RMSNorm, SwiGLU, grouped keys
-encoder.py           BERT, ELECTRA and ALBERT: one encoder, and where they differ
-pretrain_encoder.py  masked tokens on the shards that a GPT reads: a rival of the same size
-subwords.py          SentencePiece's and BERT's vocabularies, through the tokenizers library
+gpt_neo.py           GPT-Neo: local attention in every second layer, unscaled attention
+llama.py             Llama 2 and 3, BioMedGPT: RoPE, RMSNorm, SwiGLU, grouped queries
+encoder.py           BERT, ELECTRA and ALBERT: one encoder, and the differences
+pretrain_encoder.py  pretraining an encoder with masked tokens, on the shards that a GPT reads
+subwords.py          the tokenizers of other families, by the tokenizers library
 
-A folder's config.json names its family (model_type); FAMILIES names the file that computes it. Every script loads a
-model and its tokenizer with `load`.
+The model_type in a folder's config.json names its family, and FAMILIES the class that computes it. Every script loads
+a model and its tokenizer with `load`.
 
     model, tok = load("EleutherAI/gpt-neo-2.7B", torch.float32, "cpu")     # or "stanford-crfm/BioMedLM", or a folder
 
@@ -30,14 +31,14 @@ FAMILIES = {                                # model_type -> (module, class)
     "albert": ("baselines.encoder", "Encoder"),
 }
 
-# Whose shapes are their families' defaults: known without a download.
+# Models whose shape is the default of their family, and known without a download.
 DEFAULTS = {"stanford-crfm/BioMedLM": "gpt2", "meta-llama/Llama-2-7b-chat-hf": "llama"}
 
 
 def load(name_or_folder, dtype, device, allow_encoders=False):
-    """(model, tokenizer) of a local folder or a name on the Hugging Face hub, in evaluation mode.
+    """(model, tokenizer) from a local folder or the Hugging Face hub, in evaluation mode.
 
-    UserError if they do not belong together, or for a BERT-like encoder unless allow_encoders.
+    UserError if they do not belong together, and for a BERT-like encoder unless allow_encoders.
     """
     folder = find_folder(name_or_folder)
     family = family_of(folder)
@@ -45,7 +46,7 @@ def load(name_or_folder, dtype, device, allow_encoders=False):
         raise UserError(f"{folder}: an encoder cannot write text or score one; use it with finetune_qa.py or "
                         "`finetune_answers.py span`")
     model, tok = family.from_pretrained(folder, dtype).to(device), load_tokenizer(folder)
-    tok.rows = model.cfg.vocab_size          # rows without a token are padding, and decode to nothing
+    tok.rows = model.cfg.vocab_size          # rows of the embedding without a token decode to nothing
     if family.causal:
         tok.end_at(end_ids(folder))
     if len(tok) > model.cfg.vocab_size:
@@ -55,7 +56,7 @@ def load(name_or_folder, dtype, device, allow_encoders=False):
 
 
 def load_model(name_or_folder, dtype=torch.float32):
-    """The model in a folder or on the Hugging Face hub, whatever its family, in evaluation mode."""
+    """The model from a local folder or the Hugging Face hub, of any family, in evaluation mode."""
     folder = find_folder(name_or_folder)
     return family_of(folder).from_pretrained(folder, dtype)
 
@@ -75,19 +76,19 @@ def load_class(model_type):
 
 
 def shape_of(name):
-    """(class, configuration) of a causal model, without its weights: for plans."""
+    """(class, configuration) of a causal model without its weights, for launch/."""
     if name in DEFAULTS:
         family = load_class(DEFAULTS[name])
         return family, family.config_class()
     folder = find_folder(name, ["config.json"])
     family = family_of(folder)
     if not family.causal:
-        raise UserError(f"{folder}: an encoder; plans are made for causal models")
+        raise UserError(f"{folder}: an encoder; only causal models have a plan")
     return family, family.config_class.from_json(folder / "config.json")
 
 
 def load_tokenizer(folder):
-    """The tokenizer in a local folder: ours where it is byte-level BPE as GPT-2 has it, else the tokenizers library."""
+    """The tokenizer in a local folder: ours for byte-level BPE like GPT-2's, else that of the tokenizers library."""
     path = folder / "tokenizer.json"
     if not path.is_file() and not (folder / "vocab.txt").is_file():
         return Tokenizer.load(folder)

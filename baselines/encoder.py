@@ -1,21 +1,21 @@
 """BERT, ELECTRA and ALBERT in one file: the encoders that BioMedLM is compared with.
 
-Teaches how little the three differ as networks. Every token sees all others; a block adds and then normalises (GPT-2
-normalises first); a token's type says which of two texts it belongs to.
+Teaches how little the three networks differ. Every token sees all others. A block normalises after it adds to the
+residual stream (GPT-2 normalises before). A token's type says to which of two texts it belongs.
 
                  embedding                     layers                          head for masked tokens
     BERT         as wide as the model          each its own                    D -> D
     ELECTRA      may be narrower, projected    each its own                    D -> E; discriminators have none
     ALBERT       narrower, always projected    one, applied n_layer times      D -> E
 
-Left aside: BERT's pooler, which next-sentence prediction trained, and all heads but that for masked tokens. Not here:
-how questions become rows (questions/encoder_rows.py), pretraining (baselines/pretrain_encoder.py).
+Not read: BERT's pooler, which belongs to next-sentence prediction, and all heads except that for masked tokens.
+Not here: how questions become rows (questions/encoder_rows.py), pretraining (baselines/pretrain_encoder.py).
 
     model = Encoder.from_pretrained("google-bert/bert-base-uncased")
     logits_BTV = model.logits(model.hidden(ids_BT))
 
-Shapes as in model.py, and E, the width of the embedding. Devlin et al. 2018 (arXiv 1810.04805), Clark et al. 2020
-(2003.10555), Lan et al. 2019 (1909.11942).
+Shapes are named as in model.py; E is the width of the embedding.
+Devlin et al. 2018 (arXiv 1810.04805), Clark et al. 2020 (2003.10555), Lan et al. 2019 (1909.11942).
 """
 from dataclasses import asdict, dataclass, replace
 
@@ -28,13 +28,13 @@ from model import GPT
 from plumbing.common import UserError
 from plumbing.huggingface import fill, find_folder, read_config, read_tensors, write_config, write_tensors
 
-# What config.json calls our settings, and what it means in each family where it is silent.
-CONFIG = dict(vocab_size="vocab_size", n_positions="max_position_embeddings", n_embd="hidden_size",
-              n_layer="num_hidden_layers", n_head="num_attention_heads", n_inner="intermediate_size",
-              n_types="type_vocab_size", activation="hidden_act", layer_norm_epsilon="layer_norm_eps",
-              initializer_range="initializer_range", resid_pdrop="hidden_dropout_prob",
-              attn_pdrop="attention_probs_dropout_prob", embd_width="embedding_size", n_groups="num_hidden_groups")
-SILENT = {
+# Names of settings here and in config.json; and each family's values of settings that are missing there.
+NAMES = dict(vocab_size="vocab_size", n_positions="max_position_embeddings", n_embd="hidden_size",
+             n_layer="num_hidden_layers", n_head="num_attention_heads", n_inner="intermediate_size",
+             n_types="type_vocab_size", activation="hidden_act", layer_norm_epsilon="layer_norm_eps",
+             initializer_range="initializer_range", resid_pdrop="hidden_dropout_prob",
+             attn_pdrop="attention_probs_dropout_prob", embd_width="embedding_size", n_groups="num_hidden_groups")
+HF_DEFAULTS = {
     "bert": {},
     "electra": dict(embedding_size=128, hidden_size=256, num_attention_heads=4, intermediate_size=1024),
     "albert": dict(vocab_size=30000, embedding_size=128, hidden_size=4096, num_attention_heads=64, num_hidden_groups=1,
@@ -45,7 +45,7 @@ FIXED = dict(model_type=("bert", "electra", "albert"), position_embedding_type=(
              hidden_act=("gelu", "gelu_new", "gelu_python", "gelu_pytorch_tanh"))
 TANH = ("gelu_new", "gelu_pytorch_tanh")
 
-# Our names and the checkpoints'. {} is the layer's number; ALBERT's is its group's.
+# Names of modules here and in checkpoints. {} is the number of the layer, or of ALBERT's group of layers.
 EMBEDDINGS = {"wte": "embeddings.word_embeddings", "wpe": "embeddings.position_embeddings",
               "wtt": "embeddings.token_type_embeddings", "ln_embd": "embeddings.LayerNorm"}
 BERT_LAYER = {"attn.query": "attention.self.query", "attn.key": "attention.self.key",
@@ -59,21 +59,21 @@ PROJECT = {"bert": {}, "electra": {"project": "embeddings_project"},
            "albert": {"project": "encoder.embedding_hidden_mapping_in"}}
 LAYER = {"bert": "encoder.layer.{}.", "electra": "encoder.layer.{}.",
          "albert": "encoder.albert_layer_groups.{}.albert_layers.0."}
-# The head for masked tokens: its dense layer and LayerNorm, its bias, and what repeats the embedding and the bias.
+# The head for masked tokens: its dense layer, its LayerNorm, its bias, and the prefix of copies of embedding and bias.
 MASKED = {
     "bert": ("cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm", "cls.predictions.bias",
              "cls.predictions.decoder."),
     "electra": ("generator_predictions.dense", "generator_predictions.LayerNorm", "generator_lm_head.bias",
                 "generator_lm_head."),
     "albert": ("predictions.dense", "predictions.LayerNorm", "predictions.bias", "predictions.decoder.")}
-# Heads that are another task's; their tensors are left where they are.
-ASIDE = ("pooler.", "cls.seq_relationship.", "discriminator_predictions.", "sop_classifier.",
+# Prefixes of tensors that are not read: heads of other tasks, and buffers.
+NOT_READ = ("pooler.", "cls.seq_relationship.", "discriminator_predictions.", "sop_classifier.",
          "classifier.", "sequence_summary.", "embeddings.position_ids", "embeddings.token_type_ids")
 
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """The shape of an encoder, in GPTConfig's words. The defaults are BERT base's."""
+    """The shape of an encoder, with GPTConfig's names. The defaults are BERT base's."""
     model_type: str = "bert"
     vocab_size: int = 30522
     n_positions: int = 512
@@ -81,21 +81,21 @@ class EncoderConfig:
     n_layer: int = 12
     n_head: int = 12
     n_inner: int = 3072              # F
-    n_types: int = 2                 # of texts in a row
-    activation: str = "gelu"         # the exact one; gelu_new is GPT-2's, by tanh
+    n_types: int = 2                 # token types: first or second text
+    activation: str = "gelu"         # exact GELU; gelu_new is GPT-2's approximation by tanh
     layer_norm_epsilon: float = 1e-12
     initializer_range: float = 0.02
-    resid_pdrop: float = 0.1         # of the embeddings, too
+    resid_pdrop: float = 0.1         # also for the embeddings
     attn_pdrop: float = 0.1
     embd_width: int | None = None    # E; None is D
-    n_groups: int | None = None      # ALBERT's layers with weights of their own; None is one
-    masked_head: bool = False        # not in config.json: has the checkpoint a head for masked tokens?
+    n_groups: int | None = None      # ALBERT: groups of layers that share their weights; None is one
+    masked_head: bool = False        # whether there is a head for masked tokens; not in config.json
 
     def check(self):
         """Raise UserError for a shape that cannot be built."""
         for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner", "n_types"):
             if not isinstance(value := getattr(self, name), int) or value < 1:
-                raise UserError(f"{CONFIG[name]} is {value!r}; it must be a whole number, at least 1")
+                raise UserError(f"{NAMES[name]} is {value!r}; it must be a whole number, at least 1")
         if self.n_embd % self.n_head:
             raise UserError(f"hidden_size {self.n_embd} is not a multiple of num_attention_heads {self.n_head}")
         if self.model_type == "bert" and self.width != self.n_embd:
@@ -114,10 +114,10 @@ class EncoderConfig:
 
     @classmethod
     def from_json(cls, path):
-        """Read Hugging Face's config.json; UserError for what this file would compute wrongly."""
+        """Read Hugging Face's config.json. UserError for a model that this file would compute wrongly."""
         values = read_config(path, FIXED)
-        values = SILENT[values.get("model_type", "bert")] | values
-        own = {name: values[theirs] for name, theirs in CONFIG.items() if theirs in values}
+        values = HF_DEFAULTS[values.get("model_type", "bert")] | values
+        own = {name: values[theirs] for name, theirs in NAMES.items() if theirs in values}
         cfg = cls(values.get("model_type", "bert"), **own)
         try:
             cfg.check()
@@ -152,7 +152,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """LayerNorm(x + attention(x)), then LayerNorm(x + MLP(x)): the sum is normalised, not what goes into it."""
+    """LayerNorm(x + attention(x)), then LayerNorm(x + MLP(x))."""
 
     def __init__(self, cfg):
         super().__init__()
@@ -172,13 +172,13 @@ class Block(nn.Module):
 
 
 class MaskedHead(nn.Module):
-    """What stood here? A dense layer back to the embedding's width; then each token's embedding is held against it."""
+    """Predicts masked tokens: a dense layer to the embedding's width, then the product with each token's embedding."""
 
     def __init__(self, cfg):
         super().__init__()
         self.dense, self.ln_f = nn.Linear(cfg.n_embd, cfg.width), nn.LayerNorm(cfg.width, cfg.layer_norm_epsilon)
         self.bias = nn.Parameter(torch.zeros(cfg.vocab_size))
-        # TRAP: ELECTRA's generator has the exact GELU here, whatever its config says of the blocks.
+        # TRAP: ELECTRA's generator uses the exact GELU here, whatever its config says.
         self.approximate = "tanh" if cfg.activation in TANH and cfg.model_type != "electra" else "none"
 
     def forward(self, x_BTD, wte_VE):
@@ -186,12 +186,8 @@ class MaskedHead(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Every token of ids_BT (int64) read with all others of its row in sight.
-
-    `h` holds the blocks that have weights of their own. ALBERT's one block is in it once, so it is sliced once
-    (training/parallel.py), has one low-rank addition, which all layers share as they share the weights, and is
-    recomputed in all layers or in none.
-    """
+    """An encoder. `h` holds the blocks that have weights of their own; ALBERT's block is in it once. So all its layers
+    share one low-rank addition, as they share the weights, and they are all recomputed or none is."""
 
     causal = False               # every token sees all others
 
@@ -215,7 +211,7 @@ class Encoder(nn.Module):
         return self.ln_embd.weight.device
 
     def add_tokens(self, n):
-        """Append n rows to the embedding; returns the first's id."""
+        """Append n rows to the embedding. Returns the first new id."""
         first = self.cfg.vocab_size
         self.cfg = replace(self.cfg, vocab_size=first + n)
         new_VE = self.wte.weight.new_empty(n, self.cfg.width).normal_(0.0, self.cfg.initializer_range)
@@ -225,9 +221,12 @@ class Encoder(nn.Module):
         return first
 
     def hidden(self, ids_BT, type_BT=None, visible_BTS=None, position_BT=None):
-        """The last block's output x_BTD. type_BT (int64; none is all 0): which text a token belongs to. visible_BTS
-        (bool, or B1S for all queries alike): the keys that are seen; none is all, and padding must not be. position_BT
-        (int64): the positions of the tokens, if they are not consecutive."""
+        """The last block's output x_BTD for ids_BT (int64).
+
+        type_BT        int64: to which text each token belongs; None is all 0
+        visible_BTS    bool, or of shape [B, 1, S]: which keys a query sees; None is all. Must hide padding
+        position_BT    int64: the positions of the tokens, if they are not 0, 1, 2 ...
+        """
         if position_BT is None:
             if ids_BT.shape[1] > self.cfg.n_positions:
                 raise UserError(f"{ids_BT.shape[1]} tokens, but this model has {self.cfg.n_positions} positions; "
@@ -241,7 +240,7 @@ class Encoder(nn.Module):
         return x_BTD
 
     def logits(self, x_BTD):
-        """logits_BTV of the token at each position, or of the one that was masked there."""
+        """logits_BTV of the token at each position, or of the token that was masked there."""
         if self.lm_head is None:
             raise UserError("this encoder has no head for masked tokens; ELECTRA's discriminators never have one")
         return self.lm_head(x_BTD, self.wte.weight)
@@ -250,7 +249,7 @@ class Encoder(nn.Module):
         return self.logits(self.hidden(ids_BT))
 
     def stored_names(self):
-        """{our parameter: its name in the family's checkpoints}."""
+        """{name of a parameter here: its name in the family's checkpoints}."""
         family = self.cfg.model_type
         layer = ALBERT_LAYER if family == "albert" else BERT_LAYER
         dense, ln, bias, _ = MASKED[family]
@@ -262,17 +261,18 @@ class Encoder(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name_or_folder, dtype=torch.float32):
-        """Read an encoder from a folder or the Hugging Face hub, in evaluation mode, and its head for masked tokens if
-        the checkpoint has one. UserError for a folder that holds no such model, or unknown tensors."""
+        """Read an encoder from a local folder or the Hugging Face hub, in evaluation mode, with its head for masked
+        tokens if there is one. UserError for a folder without such a model, and for unknown tensors."""
         folder = find_folder(name_or_folder)
         cfg = EncoderConfig.from_json(folder / "config.json")
         dense, _, bias, repeated = MASKED[cfg.model_type]
         tensors = {plain(name, cfg.model_type): tensor for name, tensor in read_tensors(folder)}
         words = tensors.get("embeddings.word_embeddings.weight")
-        rows = 0 if words is None else len(words)                  # more than config.json says, if tokens were added
+        rows = 0 if words is None else len(words)                  # more than in config.json if tokens were added
         cfg = replace(cfg, vocab_size=max(cfg.vocab_size, rows), masked_head=f"{dense}.weight" in tensors)
         with torch.device("meta"):
             model = cls(cfg)
+        # Embedding and bias are stored a second time under other names. These copies must be equal.
         for twin, tensor in ((tensors.pop(repeated + "weight", None), words),
                              (tensors.pop(repeated + "bias", None) if bias != repeated + "bias" else None,
                               tensors.get(bias))):
@@ -281,25 +281,25 @@ class Encoder(nn.Module):
                                 "this model ties it")
         state = {ours: tensors.pop(plain(stored, cfg.model_type)) for ours, stored in model.stored_names().items()
                  if plain(stored, cfg.model_type) in tensors}
-        if unknown := [name for name in tensors if not name.startswith(ASIDE)]:
+        if unknown := [name for name in tensors if not name.startswith(NOT_READ)]:
             raise UserError(f"{folder}: the weights hold {min(unknown)}, which a {cfg.model_type} does not have")
         fill(model, state, folder, dtype)
         return model.eval()
 
     @torch.no_grad()
     def save_pretrained(self, folder):
-        """Write config.json and safetensors as transformers' BertForMaskedLM (or BertModel ...) reads them."""
+        """Write config.json and safetensors that transformers' BertForMaskedLM (or BertModel ...) can read."""
         parameters, family = dict(self.named_parameters()), self.cfg.model_type
         write_tensors(folder, {stored: (parameters[name].nbytes, name) for name, stored in self.stored_names().items()},
                       lambda name: parameters[name].detach().cpu().contiguous())
         cfg = asdict(self.cfg) | {"embd_width": self.cfg.width, "n_groups": self.cfg.groups}
         only = {"embd_width": ("electra", "albert"), "n_groups": ("albert",)}
         write_config(folder, {name: values[0] for name, values in FIXED.items()} | {
-            theirs: cfg[name] for name, theirs in CONFIG.items() if family in only.get(name, FIXED["model_type"])} | {
+            theirs: cfg[name] for name, theirs in NAMES.items() if family in only.get(name, FIXED["model_type"])} | {
             "model_type": family, "dtype": str(self.wte.weight.dtype).split(".")[-1],
             "architectures": [family.capitalize() + ("ForMaskedLM" if self.lm_head else "Model")]})
 
 
 def plain(name, family):
-    """A tensor's name without the family's prefix; what the first releases called gamma and beta is renamed."""
+    """A tensor's name without the family's prefix. The first releases called weight and bias gamma and beta."""
     return name.removeprefix(family + ".").replace(".gamma", ".weight").replace(".beta", ".bias")

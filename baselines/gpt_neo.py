@@ -1,11 +1,12 @@
-"""GPT-Neo: GPT-2 that looks back 256 tokens only in every second layer. The paper's rival, pretrained on general text.
+"""GPT-Neo: a GPT-2 whose every second layer only looks back 256 tokens. The paper's comparison model, pretrained on
+general text.
 
-Teaches how it differs from GPT-2: local attention (a query sees only the last `window_size` keys, so the work of a
-layer grows with T, not with T^2), scores that are not divided by sqrt(K), and linear layers stored as [out, in].
-Not here: everything else (model.py); speed: a local layer computes all T x T scores and hides most of them.
+Teaches how it differs from GPT-2: local attention, in which a query only sees the last `window_size` keys; scores that
+are not divided by sqrt(K); and linear layers stored as [out, in].
+Not here: everything else (model.py); fast local attention: a local layer computes all T x T scores and masks most.
 
     model = load_model("EleutherAI/gpt-neo-2.7B")              # baselines/__init__.py
-    python finetune_qa.py medqa --model EleutherAI/gpt-neo-2.7B          # the paper's: 37.7 % on MedQA
+    python finetune_qa.py medqa --model EleutherAI/gpt-neo-2.7B          # in the paper: 37.7 % on MedQA
 """
 from dataclasses import dataclass
 
@@ -30,7 +31,7 @@ FIXED = dict(model_type=("gpt_neo",), activation_function=("gelu_new", "gelu_pyt
 
 @dataclass(frozen=True)
 class GPTNeoConfig(GPTConfig):
-    """The defaults are the values of settings that a config.json leaves out."""
+    """The defaults are the values of settings that are missing in a config.json."""
     vocab_size: int = 50257
     n_positions: int = 2048
     n_embd: int = 2048
@@ -42,7 +43,7 @@ class GPTNeoConfig(GPTConfig):
     scale_attn_by_inverse_layer_idx: bool = False
     bos_token_id: int = 50256
     eos_token_id: int = 50256
-    window_size: int = 256                        # keys that a local layer sees, the query's own among them
+    window_size: int = 256                        # keys that a query of a local layer sees, including its own
     attention_layers: tuple[str, ...] = ("global", "local") * 12
 
     def check(self):
@@ -84,10 +85,10 @@ class Attention(nn.Module):
                                   for project in (self.q_proj, self.k_proj, self.v_proj))
         visible_BTS = visible[0] if self.window is None else visible[1]
         if cache is not None:
-            # Not cache.attend: its scores have the inputs' dtype, and bf16 is too coarse for undivided ones.
+            # Not cache.attend, whose scores have the inputs' dtype: bf16 is too coarse for scores that are not divided.
             k_BHKS, v_BHSK = cache.append(self.layer, k_BHSK, v_BHSK)
             k_BHSK = k_BHKS.transpose(2, 3)
-            if self.window is not None:                        # keys before the first query's window are not read
+            if self.window is not None:                        # leave out the keys before the first query's window
                 reach = self.window + q_BHTK.shape[2] - 1
                 k_BHSK, v_BHSK, visible_BTS = k_BHSK[:, :, -reach:], v_BHSK[:, :, -reach:], visible_BTS[..., -reach:]
         y_BHTK = F.scaled_dot_product_attention(
@@ -107,9 +108,9 @@ class GPTNeo(GPT):
     transposed, residual, has_kernels = (), ("c_proj", "out_proj"), False
 
     def places(self, ids_BT, cache, doc_start_BT, visible_BTS, position_BT):
-        """The masks of both kinds of layers in place of one: (global: visible_BTS or None, local), and position_BT.
+        """((mask of global layers, or None, mask of local layers), position_BT).
 
-        Distance is measured in positions, not in places of the row: each branch of a packed tree continues its prefix.
+        Distances are measured in positions, not in columns, because each branch of a packed tree continues its prefix.
         """
         visible_BTS, position_BT = super().places(ids_BT, cache, doc_start_BT, visible_BTS, position_BT)
         key_BS = position_BT if cache is None else torch.arange(cache.length + ids_BT.shape[1], device=ids_BT.device)
@@ -120,7 +121,7 @@ class GPTNeo(GPT):
 
     @staticmethod
     def our_name(stored):
-        """As GPT.our_name; the masks of old releases lie a level deeper."""
+        """Like GPT.our_name. In old releases the masks are one level deeper."""
         if stored.endswith((".attention.bias", ".attention.masked_bias")):
             return None
         return stored.removeprefix("transformer.").replace(".attn.attention.", ".attn.")

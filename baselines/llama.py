@@ -1,14 +1,14 @@
 """Llama 2 and 3, and BioMedGPT-LM-7B, which is Llama-2-7B-chat trained further on 5.5 million papers of PubMed Central.
 
 Teaches four changes that lead from GPT-2 to later decoders:
-  RoPE              a position is not added to a token, it turns queries and keys: their product then depends on the
-                    distance alone. Pairs of numbers (i, i + K/2) turn by position / theta^(2i/K)
-  RMSNorm           LayerNorm without the mean and without a bias
-  SwiGLU            an MLP of three matrices: down(silu(gate(x)) * up(x)), of width 8/3 D for the weights of 4 D
-  grouped queries   G queries share a key and a value, so the cache could be G times smaller (here it is not: keys and
-                    values are repeated before they reach sampling/cache.py)
+  RoPE              positions rotate queries and keys instead of being added to tokens, so that a score depends on the
+                    distance only. The pair (i, i + K/2) is rotated by the angle position / theta^(2i/K)
+  RMSNorm           LayerNorm without the mean and the bias
+  SwiGLU            an MLP of three matrices, down(silu(gate(x)) * up(x)); at width 8/3 D as many weights as GPT-2's
+  grouped queries   several queries share a key and a value, which can make the cache smaller (not here: keys and values
+                    are repeated before they are written to sampling/cache.py)
 
-Not here: the residual stream, the loss, initial weights (model.py); RoPE's extensions other than Llama 3's.
+Not here: the residual stream, the loss, initial weights (model.py); extensions of RoPE other than Llama 3's.
 
     model = load_model("meta-llama/Llama-2-7b-chat-hf")        # baselines/__init__.py
     python train.py biomedgpt                                  # its continued pretraining
@@ -33,17 +33,17 @@ NAMES = dict(vocab_size="vocab_size", n_positions="max_position_embeddings", n_e
              mlp_bias="mlp_bias", tied="tie_word_embeddings", rope_theta="rope_theta", rope_scaling="rope_scaling",
              bos_token_id="bos_token_id", eos_token_id="eos_token_id")
 FIXED = dict(model_type=("llama",), hidden_act=("silu",))
-# The values of settings that a config.json leaves out, where they are not Llama-2-7B's.
-SILENT = dict(n_positions=2048, layer_norm_epsilon=1e-6, n_kv_head=None)
+# Values of settings that are missing in a config.json, where they differ from Llama-2-7B's.
+HF_DEFAULTS = dict(n_positions=2048, layer_norm_epsilon=1e-6, n_kv_head=None)
 LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-# Module here -> in checkpoints. Replaced in this order; no replacement may contain a later name.
+# Names of modules here and in checkpoints. They are replaced in this order; no replacement may contain a later name.
 MODULES = (("wte.", "embed_tokens."), ("h.", "layers."), ("ln_1.", "input_layernorm."), ("attn.", "self_attn."),
            ("ln_2.", "post_attention_layernorm."), ("ln_f.", "norm."))
 
 
 @dataclass(frozen=True)
 class LlamaConfig(GPTConfig):
-    """The defaults are Llama-2-7B's. Settings that only GPT-2 has are off."""
+    """The defaults are Llama-2-7B's. The settings of GPT-2 that Llama does not have are off."""
     vocab_size: int = 32000
     n_positions: int = 4096
     n_embd: int = 4096
@@ -57,10 +57,10 @@ class LlamaConfig(GPTConfig):
     scale_attn_by_inverse_layer_idx: bool = False
     bos_token_id: int = 1
     eos_token_id: int = 2
-    n_kv_head: int | None = None             # keys and values; None is as many as queries
+    n_kv_head: int | None = None             # heads of keys and values; None is H
     head_dim: int | None = None              # K; None is D / H
     rope_theta: float = 10000.0
-    rope_scaling: dict | None = None         # Llama 3's: see frequencies
+    rope_scaling: dict | None = None         # for Llama 3: see frequencies
     attention_bias: bool = False
     mlp_bias: bool = False
     tied: bool = False                       # the head is the embedding, transposed
@@ -86,7 +86,7 @@ class LlamaConfig(GPTConfig):
     @staticmethod
     def read(path):
         stored = read_config(path, FIXED)
-        values = SILENT | {ours: stored[theirs] for ours, theirs in NAMES.items() if theirs in stored}
+        values = HF_DEFAULTS | {ours: stored[theirs] for ours, theirs in NAMES.items() if theirs in stored}
         rope = stored.get("rope_parameters") or stored.get("rope_scaling") or {}      # since transformers 5, and before
         kind = rope.get("rope_type", rope.get("type", "default"))
         if kind not in ("default", "llama3") or rope.get("partial_rotary_factor", 1.0) != 1.0:
@@ -95,33 +95,33 @@ class LlamaConfig(GPTConfig):
         if missing := [name for name in LLAMA3 if kind == "llama3" and name not in rope]:
             raise UserError(f"{path}: Llama 3's RoPE lacks {', '.join(missing)}")
         scaling = {"rope_type": kind} | {name: rope[name] for name in LLAMA3} if kind == "llama3" else None
-        if isinstance(values.get("eos_token_id"), list):         # Llama 3's: of several, the first ends a text
+        if isinstance(values.get("eos_token_id"), list):         # Llama 3 has several; this takes the first
             values["eos_token_id"] = values["eos_token_id"][0]
         return values | {"rope_scaling": scaling, "rope_theta": rope.get("rope_theta", values.get("rope_theta", 1e4))}
 
     def to_json(self):
-        """In the older form, which every version of transformers reads."""
+        """In the older format, which all versions of transformers read."""
         return {name: values[0] for name, values in FIXED.items()} | {
             theirs: getattr(self, ours) for ours, theirs in NAMES.items()} | {
             "num_key_value_heads": self.groups, "head_dim": self.head_width}
 
 
 def frequencies(cfg, device):
-    """By how much each pair turns from one position to the next, in radians [K/2], fp32.
+    """The angle by which each pair is rotated from one position to the next: radians, fp32, shape [K/2].
 
-    Llama 3 was trained on 8,192 tokens first and 131,072 later. For the longer text, pairs too slow to complete a turn
-    within the first length turn `factor` times as slowly; fast pairs stay; between them is a ramp.
+    Llama 3 was first trained on 8,192 tokens, and later on 131,072. For the longer texts, pairs that are too slow for a
+    full turn within the first length become `factor` times slower. Fast pairs do not change; between them is a ramp.
     """
     f_K = 1.0 / cfg.rope_theta ** (torch.arange(0, cfg.head_width, 2, device=device).float() / cfg.head_width)
     if cfg.rope_scaling is None:
         return f_K
     factor, low, high, original = (cfg.rope_scaling[name] for name in LLAMA3)
-    fast_K = ((original * f_K / (2 * math.pi) - low) / (high - low)).clamp(0, 1)    # 1: `high` turns or more at first
+    fast_K = ((original * f_K / (2 * math.pi) - low) / (high - low)).clamp(0, 1)    # 1: at least `high` turns
     return fast_K * f_K + (1 - fast_K) * f_K / factor
 
 
-def turn(x_BHTK, cos_BHTK, sin_BHTK):
-    """Turn each pair (x[i], x[i + K/2]) by its angle. cos and sin: [B or 1, 1, T, K/2]."""
+def rotate(x_BHTK, cos_BHTK, sin_BHTK):
+    """Rotate each pair (x[i], x[i + K/2]) by its angle. cos and sin: [B or 1, 1, T, K/2]."""
     a, b = x_BHTK.float().chunk(2, dim=-1)
     return torch.cat([a * cos_BHTK - b * sin_BHTK, b * cos_BHTK + a * sin_BHTK], -1).to(x_BHTK.dtype)
 
@@ -140,7 +140,7 @@ class Attention(nn.Module):
         visible_BTS, angles = context
         q_BHTK, k_BGSK, v_BGSK = (project(x_BTD).unflatten(-1, (-1, self.width)).transpose(1, 2)
                                   for project in (self.q_proj, self.k_proj, self.v_proj))
-        q_BHTK, k_BGSK = turn(q_BHTK, *angles), turn(k_BGSK, *angles)
+        q_BHTK, k_BGSK = rotate(q_BHTK, *angles), rotate(k_BGSK, *angles)
         k_BHSK, v_BHSK = (a.repeat_interleave(self.repeats, dim=1) for a in (k_BGSK, v_BGSK))
         if cache is not None:
             y_BHTK = cache.attend(self.layer, q_BHTK, k_BHSK, v_BHSK, self.width ** -0.5)
@@ -174,7 +174,7 @@ class Llama(GPT):
     transposed, residual, has_kernels = (), ("o_proj", "down_proj"), False
 
     def __init__(self, cfg):
-        super(GPT, self).__init__()              # skips GPT's: no position embedding, and perhaps a head
+        super(GPT, self).__init__()              # not GPT's own: there is no position embedding, but perhaps a head
         cfg.check()
         self.cfg, self.kernels, self.lm_head = cfg, None, None
         self.wte = nn.Embedding(cfg.vocab_size, cfg.n_embd)
@@ -194,17 +194,17 @@ class Llama(GPT):
         return super().add_tokens(n)
 
     def embed(self, ids_BT, position_BT):
-        return self.wte(ids_BT).to(self.ln_f.weight.dtype)       # they differ in fast_linear's layouts
+        return self.wte(ids_BT).to(self.ln_f.weight.dtype)       # in fast_linear's layouts the dtypes differ
 
     def places(self, ids_BT, cache, doc_start_BT, visible_BTS, position_BT):
-        """The angles beside the mask, for attention: (visible_BTS or None, (cos, sin)), and position_BT."""
+        """((visible_BTS or None, (cos, sin) of the angles), position_BT)."""
         visible_BTS, position_BT = super().places(ids_BT, cache, doc_start_BT, visible_BTS, position_BT)
         angle_BHTK = torch.atleast_2d(position_BT)[:, None, :, None] * frequencies(self.cfg, ids_BT.device)
         return (visible_BTS, (angle_BHTK.cos(), angle_BHTK.sin())), position_BT
 
     @staticmethod
     def our_name(stored):
-        if stored.endswith("rotary_emb.inv_freq"):               # in old releases; frequencies computes it
+        if stored.endswith("rotary_emb.inv_freq"):               # stored by old releases; frequencies computes it
             return None
         stored = stored.removeprefix("model.")
         for ours, theirs in MODULES:

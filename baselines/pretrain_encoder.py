@@ -1,17 +1,17 @@
-"""Pretraining of an encoder on the shards that a GPT reads: the fair rival of a small BioMedLM.
+"""Pretraining an encoder on the shards that a GPT reads, for a fair comparison with a small BioMedLM.
 
-Teaches masked-token prediction: 15 % of the tokens are asked for, of which 80 % show [MASK], 10 % another token and
-10 % themselves, so that no token can be trusted. A GPT learns from each token it reads, an encoder from one in seven:
-the price of seeing both sides. The tokens are ours with four more; an encoder does not care what its ids mean, and the
-same vocabulary keeps the comparison to the network and its task.
-Not here: next-sentence prediction and ELECTRA's detection of replaced tokens; more than one process.
+Teaches masked-token prediction. The network predicts 15 % of the tokens: 80 % of these are replaced by [MASK], 10 % by
+a random token, and 10 % stay, so that no token can be trusted. A GPT learns from every token, an encoder from one in
+seven; in return it sees both sides. The vocabulary is the GPT's with four more tokens, so that only the network and its
+task differ.
+Not here: next-sentence prediction, ELECTRA's detection of replaced tokens, more than one process.
 
     python baselines/pretrain_encoder.py --data data/pubmed --out out/encoder
     python finetune_answers.py span --model out/encoder/model --train F --test F
     python finetune_qa.py pubmedqa --model out/encoder/model
 
-Each step writes a line to OUT/log.jsonl; the same command again goes on from OUT's newest checkpoint. OUT/model is a
-folder that transformers' BertForMaskedLM reads. Devlin et al. 2018 (arXiv 1810.04805), Liu et al. 2019 (1907.11692).
+Each step writes a line to OUT/log.jsonl. The same command resumes from OUT's newest checkpoint. transformers'
+BertForMaskedLM can read OUT/model. Devlin et al. 2018 (arXiv 1810.04805), Liu et al. 2019 (1907.11692).
 """
 import json
 import math
@@ -54,26 +54,26 @@ class PretrainEncoder:
     """Pretrain an encoder on token shards."""
     data: str = "data/pubmed"            # folder written by prepare/pubmed.py, with its tokenizer
     out: str = free("out/encoder")
-    # One type, as RoBERTa: without pairs of texts, a second type's row would be noise when fine-tuning first uses it.
+    # One token type, like RoBERTa: pretraining has no pairs of texts, so a second type would remain untrained.
     model: EncoderConfig = EncoderConfig(n_embd=256, n_layer=6, n_head=4, n_inner=1024, n_types=1, resid_pdrop=0.0,
                                          attn_pdrop=0.0)
     steps: int = free(400)
-    batch_size: int = 16                 # windows of n_positions tokens a step
-    micro_batch_size: int = free(16)     # windows at once; the rest of the batch is accumulated
-    learning_rate: float = 1e-3          # the peak; a network that normalises last bears less than GPT-2
-    final_learning_rate: float = 1e-4    # the end of the cosine
+    batch_size: int = 16                 # windows of n_positions tokens per step
+    micro_batch_size: int = free(16)     # windows at once; gradients are accumulated
+    learning_rate: float = 1e-3          # the peak; a network that normalises last tolerates less than GPT-2
+    final_learning_rate: float = 1e-4    # at the end of the cosine
     warmup_steps: int = 60
-    weight_decay: float = 0.1            # as train.py's, and the betas, too
-    masked: float = 0.15                 # of the tokens
+    weight_decay: float = 0.1            # like train.py's, as are AdamW's betas
+    masked: float = 0.15                 # share of the tokens that are predicted
     seed: int = 0
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     eval_every: int = free(100)          # steps
-    eval_windows: int = free(128)        # of the validation split, masked the same way every time
+    eval_windows: int = free(128)        # windows of the validation split, always with the same masks
     checkpoint_every: int = free(100)
 
 
 def main(cfg):
-    """Pretrain, and return the loss of every step taken by this call."""
+    """Pretrain. Returns the loss of each step of this call."""
     check_ranges(cfg, RANGES)
     if cfg.batch_size % cfg.micro_batch_size or not 0 < cfg.masked < 1 or cfg.model.n_positions < 3:
         raise UserError("--batch-size must be a multiple of --micro-batch-size, --masked between 0 and 1, and "
@@ -84,7 +84,7 @@ def main(cfg):
     n_read = len(tok)
     for name in NEW_TOKENS:
         tok.add_special(name)
-    # [CLS] before and [SEP] behind; what is between are the tokens that a GPT reads, in the same kind of order.
+    # A window is [CLS], tokens as a GPT reads them, [SEP].
     corpus, val = (Corpus(cfg.data, split, cfg.model.n_positions - 2, cfg.seed) for split in ("train", "val"))
     corpus.check_ids(n_read)
     val.check_ids(n_read)
@@ -110,7 +110,7 @@ def train(cfg, world, model, optimizer, tok, corpus, val):
     with log, stop_on_signals() as signals:
         for step in range(first, cfg.steps):
             started, rate, loss = time.perf_counter(), learning_rate(step, cfg), 0.0
-            torch.manual_seed(zlib.crc32(f"{cfg.seed} {step}".encode()))      # masks and dropout: of the step alone
+            torch.manual_seed(zlib.crc32(f"{cfg.seed} {step}".encode()))      # for masks and dropout
             for group in optimizer.param_groups:
                 group["lr"] = rate
             model.train()
@@ -133,7 +133,7 @@ def train(cfg, world, model, optimizer, tok, corpus, val):
                 checkpoints.save(step + 1, model, optimizer, asdict(cfg))
             if signals and step + 1 < cfg.steps:
                 checkpoints.finish()
-                raise KeyboardInterrupt(f"saved after step {step}; the same command goes on from there")
+                raise KeyboardInterrupt(f"saved after step {step}; the same command resumes from there")
     checkpoints.finish()
     return losses
 
@@ -145,7 +145,7 @@ def accept(cfg, folder, saved):
 
 
 def learning_rate(step, cfg):
-    """Linear warm-up, then half a cosine down to the final rate."""
+    """Linear warm-up, then half a cosine down to the final learning rate."""
     if step < cfg.warmup_steps:
         return cfg.learning_rate * (step + 1) / cfg.warmup_steps
     progress = (step - cfg.warmup_steps) / max(1, cfg.steps - cfg.warmup_steps)
@@ -154,8 +154,8 @@ def learning_rate(step, cfg):
 
 
 def masked(ids_BT, share, tok):
-    """(what is shown, the places that are asked for): of these 80 % show [MASK], 10 % any token, 10 % their own. The
-    ends of documents and the new tokens are never asked for."""
+    """(shown_BT, asked_BT): the ids that the network sees, and whether it must predict them. Of the latter, 80 % are
+    replaced by [MASK] and 10 % by a random token. The ends of documents and the new tokens are never predicted."""
     n_ordinary = min(tok.specials.values())
     asked_BT = (torch.rand(ids_BT.shape) < share) & (ids_BT < n_ordinary)
     how_BT = torch.rand(ids_BT.shape)
@@ -164,7 +164,7 @@ def masked(ids_BT, share, tok):
 
 
 def loss_of(model, ids_BT, cfg, tok, device):
-    """The mean cross-entropy, in nats, of the tokens that are asked for; the others need no logits."""
+    """The mean cross-entropy in nats of the tokens that must be predicted."""
     ids_BT = F.pad(F.pad(ids_BT, (1, 0), value=tok.specials["[CLS]"]), (0, 1), value=tok.specials["[SEP]"])
     shown_BT, asked_BT = masked(ids_BT, cfg.masked, tok)
     if not asked_BT.any():

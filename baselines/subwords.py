@@ -1,11 +1,11 @@
-"""Other families' tokenizers, by the tokenizers library: SentencePiece's BPE (Llama), WordPiece (BERT) and the like.
+"""The tokenizers of other families, by the tokenizers library: SentencePiece (Llama), WordPiece (BERT) and others.
 
-Teaches which bytes each token adds to a text. A new word begins with "▁" in SentencePiece and without "##" in
-WordPiece; characters outside Llama's vocabulary are written in byte tokens such as <0x0A>.
-Not here: how they are learned and applied (the library); GPT-2's tokenizer (tokenizer.py, which has the same methods).
+Teaches which bytes each token adds to a text. A word begins with "▁" in SentencePiece, and without "##" in WordPiece.
+Llama writes characters outside its vocabulary as byte tokens such as <0x0A>.
+Not here: how they are trained and applied (the library); GPT-2's tokenizer (tokenizer.py, with the same methods).
 
-    tok = baselines.load_tokenizer(folder)    # this class for the folders that tokenizer.py cannot read
-    tok.encode(text)                          # never a special token; a model reads tok.front before it
+    tok = baselines.load_tokenizer(folder)    # this class, for folders that tokenizer.py cannot read
+    tok.encode(text)                          # never contains a special token; a model reads tok.front before it
 """
 import re
 from functools import cached_property
@@ -18,22 +18,22 @@ from plumbing.common import UserError, read_object, write_json, written_whole
 from plumbing.tokenizer_files import BYTES, SHOWN
 from tokenizer import well_formed
 
-ENDS = ("</s>", "<|endoftext|>", "<|end_of_text|>", "[SEP]")      # tokens that end a text, if no file names one
+ENDS = ("</s>", "<|endoftext|>", "<|end_of_text|>", "[SEP]")      # end of text, if no file names the token
 SHOWN_BYTES = dict(zip(SHOWN, BYTES, strict=True))
 
 
 class Subwords:
     """A tokenizer.json (or BERT's older vocab.txt) with the methods of tokenizer.Tokenizer.
 
-    A SentencePiece vocabulary puts a space before every text, so that "yes" and " yes" have the same ids here.
+    SentencePiece puts a space before every text, so "yes" and " yes" have the same ids here.
     """
 
-    rows = 0                # of the embedding, if there are more than tokens
+    rows = 0                # rows of the model's embedding, if there are more than tokens
 
     def __init__(self, library, names=None):
         self.library, self.names, self.ends = library, names or {}, ()      # names: tokenizer_config.json
         library.no_truncation(), library.no_padding()
-        library.encode_special_tokens = True                      # "</s>" in a text is four characters
+        library.encode_special_tokens = True                      # "</s>" in a text is four characters, not a token
         plain, framed = (library.encode("a", add_special_tokens=frame) for frame in (False, True))
         self.spaced = plain.tokens[0].startswith("▁")
         self.kind = type(library.decoder).__name__
@@ -54,7 +54,7 @@ class Subwords:
             path = folder / "vocab.txt"
             bert = tokenizers.BertWordPieceTokenizer(str(path), lowercase=names.get("do_lower_case", True))
             return cls(tokenizers.Tokenizer.from_str(bert.to_str()), names)
-        except Exception as error:                                # the library raises nothing narrower
+        except Exception as error:                                # the library raises plain Exception
             raise UserError(f"{path}: the tokenizers library cannot read it ({error})") from error
 
     def save(self, folder):
@@ -69,7 +69,7 @@ class Subwords:
 
     @cached_property
     def tokens(self):
-        """id -> the token as the vocabulary shows it."""
+        """id -> the token as the vocabulary spells it."""
         vocab = self.library.get_vocab()
         shown = [""] * (max(vocab.values()) + 1)
         for token, i in vocab.items():
@@ -83,31 +83,31 @@ class Subwords:
 
     @property
     def eos_ids(self):
-        """Each of these ids ends a generated text; the first is eos_id."""
+        """Each of these ids ends a generated text. The first is eos_id."""
         return self.ends or (self.specials[self.eos],)
 
     def end_at(self, ids):
-        """Take the ids that end a text from a model's config.json, as far as they are tokens of this vocabulary."""
+        """Set the ids that end a text, from a model's config.json. Ids without a token are ignored."""
         self.ends = tuple(i for i in ids if 0 <= i < len(self) and self.tokens[i])
 
     @property
     def eos(self):
-        """The token that ends a text; BERT-like models have none, and use the separator."""
+        """The token that ends a text; for BERT-like models the separator."""
         named = [self.names.get(key) for key in ("eos_token", "sep_token")]
         for name in (*(n["content"] if isinstance(n, dict) else n for n in named), *ENDS):
             if name in self.specials:
                 return name
-        raise UserError(f"no token of this vocabulary ends a text: none of {', '.join(ENDS)} is among its special ones "
-                        f"({', '.join(self.specials)}), and tokenizer_config.json names none as eos_token")
+        raise UserError(f"no token of this vocabulary ends a text: its special tokens ({', '.join(self.specials)}) "
+                        f"have none of {', '.join(ENDS)}, and tokenizer_config.json has no eos_token")
 
     @property
     def eos_id(self):
         return self.eos_ids[0]
 
     def add_special(self, name, i=None):
-        """The id of a special token such as [SEP]; the next free one (or `i`) if it is new."""
+        """The id of a special token such as [SEP]. A new token gets the next free id, or `i`."""
         if name not in self.specials:
-            gap = range(len(self), len(self) if i is None else i)     # the library numbers without gaps
+            gap = range(len(self), len(self) if i is None else i)     # the library leaves no gaps
             if i is not None and i < len(self):
                 raise UserError(f"special token {name!r} needs a free id; {i} is {self.tokens[i]!r}")
             self.library.add_special_tokens([f"<|unused {n}|>" for n in gap] + [name])
@@ -116,10 +116,10 @@ class Subwords:
         return self.specials[name]
 
     def encode(self, text):
-        """The ids of a text: 1-D numpy uint16, or uint32 if there are more than 65,536; never a special token."""
+        """The ids of a text: 1-D numpy uint16, or uint32 for more than 65,536 tokens; never a special token."""
         text = well_formed(text)
         ids = self.ids(text)
-        # TRAP: to a unigram vocabulary (ALBERT's), "[SEP]" in a text is a piece like others; broken in two it is not.
+        # TRAP: a unigram vocabulary (ALBERT's) gives "[SEP]" in a text the special token's id. A space prevents this.
         for name in [name for name, i in self.specials.items() if name in text and i in ids]:
             text = text.replace(name, f"{name[0]} {name[1:]}")
             ids = self.ids(text)
@@ -129,32 +129,32 @@ class Subwords:
         return self.library.encode(text.removeprefix(" ") if self.spaced else text, add_special_tokens=False).ids
 
     def located(self, text):
-        """(ids, [(first character, one past the last) of each token]) of a text without lone surrogates."""
+        """(ids, [(first character, one past the last) of each token]). The text must have no lone surrogates."""
         skipped = int(self.spaced and text.startswith(" "))
         found = self.library.encode(text[skipped:], add_special_tokens=False)
         return found.ids, [(a + skipped, b + skipped) for a, b in found.offsets]
 
     @cached_property
     def bytes_of(self):
-        """id -> the bytes that it adds to a text."""
+        """id -> the bytes that the token adds to a text."""
         added = {token.content for token in self.library.get_added_tokens_decoder().values()}
         return [token.encode() if token in added else spelled(token, self.kind) for token in self.tokens]
 
     def decode_bytes(self, ids):
-        """The bytes of a list or array of ids; a word includes the space before it."""
+        """The bytes of a list or array of ids. A word includes the space before it."""
         ids = np.asarray(ids).tolist()
         if ids and not 0 <= min(ids) <= max(ids) < max(len(self), self.rows):
             raise UserError(f"no token has the id {max(ids)}; this vocabulary has {len(self):,}")
         return b"".join(self.bytes_of[i] for i in ids if i < len(self))
 
     def decode(self, ids):
-        """The text of the ids, without the space before its first word; bytes that are not UTF-8 become U+FFFD."""
+        """The text of the ids, without the space before the first word. Bytes that are not UTF-8 become U+FFFD."""
         text = self.decode_bytes(ids).decode("utf-8", errors="replace")
         return text.removeprefix(" ") if self.spaced or self.kind == "WordPiece" else text
 
 
 def spelled(token, decoder):
-    """A token's bytes: "▁the", "<0x0A>", "##ing" or, byte-level, "Ġthe"."""
+    """The bytes of a token such as "▁the", "<0x0A>", "##ing" or, byte-level, "Ġthe"."""
     if decoder == "ByteLevel":
         return bytes(SHOWN_BYTES[character] for character in token)
     if decoder == "WordPiece":

@@ -1,23 +1,24 @@
-"""Prompts and answers of three releases to one format, the one that finetune_answers.py reads.
+"""Convert the prompts and answers of three releases to the format that finetune_answers.py reads.
 
     python prepare/answers.py medquad MedQuAD/ data/answers/medquad.jsonl           # the repository's XML, or .jsonl
     python prepare/answers.py meqsum meqsum.csv data/answers/meqsum.jsonl           # the sheet saved as CSV, or .jsonl
-    python prepare/answers.py bioasq train.json data/answers/bioasq.jsonl --test test.json       # in SQuAD's form
+    python prepare/answers.py bioasq train.json data/answers/bioasq.jsonl --test test.json       # in SQuAD's format
 
-Each line of OUT is {"id", "prompt", "answer", "context", "answers", "group", "split"}. None of the first two has a
-split of its own: it is made here by a hash, the same for everyone, and printed.
+Each line of OUT is {"id", "prompt", "answer", "context", "answers", "group", "split"}. MedQuAD and MeQSum have no
+published split. The one made here depends on a hash, so it is the same for everyone.
 
-Teaches where such data leaks from training into the test: MedQuAD asks about one disease again and again (a disease is
-in one split only), and several years of BioASQ share snippets and questions (those of the test are taken
-out of training).
+Teaches how such data leaks from training into the test. MedQuAD asks many questions about each disease, so all of them
+are in the same split. Different years of BioASQ share snippets and questions, so those of the test are left out of
+training.
 
-Where from: MedQuAD, github.com/abachaa/MedQuAD (CC BY 4.0); MeQSum, github.com/abachaa/MeQSum; BioASQ task b's factoid
-questions in SQuAD's form, as BioBERT's authors made them (github.com/dmis-lab/bioasq-biobert), after registration at
-participants-area.bioasq.org. Not here: how items become tokens (answers.py).
+Sources: MedQuAD, github.com/abachaa/MedQuAD (CC BY 4.0); MeQSum, github.com/abachaa/MeQSum; BioASQ task b's factoid
+questions in SQuAD's format, by BioBERT's authors (github.com/dmis-lab/bioasq-biobert), after registration at
+participants-area.bioasq.org. Not here: how items become tokens (answers/examples.py).
 """
 import sys
 import xml.etree.ElementTree as ET
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -28,49 +29,27 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))   # run as a script
 from answers.examples import SHARES, Item, splits_of, unasked  # noqa: E402
 from answers.spans import read_squad  # noqa: E402
 from plumbing.common import UserError, parse_args, speaking_to_the_user, write_json_lines  # noqa: E402
-from prepare.qa import SHOWN, Malformed, read_records  # noqa: E402
+from prepare.qa import converted, read_records  # noqa: E402
 
 
 @dataclass(frozen=True)
 class Answers:
-    task: Annotated[Literal["medquad", "meqsum", "bioasq"], tyro.conf.Positional]        # whose shape
+    task: Annotated[Literal["medquad", "meqsum", "bioasq"], tyro.conf.Positional]        # the release of IN
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IN")]
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
-    test: Path | None = None         # bioasq: the file of the test questions; IN is then divided into train and dev
-
-
-FAULTS = KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError, Malformed, ET.ParseError
-
-
-def converted(source, records, convert):
-    """The items of the records, [(where, record), ...]. Bad records are named and left out; more than 1 % are an error.
-
-    convert(where, record) returns a list of items.
-    """
-    items, bad = [], []
-    for where, record in records:
-        try:
-            if isinstance(record, Malformed):
-                raise record
-            items += convert(where, record)
-        except FAULTS as error:
-            bad.append((where, f"it has no {error}" if isinstance(error, KeyError) else str(error)))
-
-    for where, why in bad[:SHOWN]:
-        print(f"skipped {source}, {where}: {why}", file=sys.stderr)
-    if len(bad) > 0.01 * len(records):
-        raise UserError(f"{source}: {len(bad):,} of {len(records):,} records are malformed, more than 1 %; first "
-                        f"{bad[0][0]}: {bad[0][1]}. Nothing was written")
-    return items
+    test: Path | None = None         # for bioasq: a file of test questions; IN is then divided into train and dev
 
 
 def from_medquad(source):
-    """The items of a folder of XML files, or of a file of questions. TRAP: ids repeat between the nine collections, and
-    some answers were removed."""
+    """The items of a folder of XML files, or of a file of questions.
+
+    TRAP: the nine collections use the same ids, and some answers were removed.
+    """
     if source.is_dir():
-        return converted(source, [(str(path), path) for path in sorted(source.rglob("*.xml"))], from_medquad_xml)
-    return converted(source, read_records(source), lambda where, record: [
-        medquad_item(where, record["focus"], record["question"], record["answer"])])
+        files = [(str(path), path) for path in sorted(source.rglob("*.xml"))]
+        return chain(*converted(source, "medquad", files, from_medquad_xml)[0])
+    return converted(source, "medquad", read_records(source), lambda where, record: medquad_item(
+        where, record["focus"], record["question"], record["answer"]))[0]
 
 
 def from_medquad_xml(where, path):
@@ -85,31 +64,33 @@ def medquad_item(id_, focus, question, answer):
     return Item(id_, question, squeezed(answer), group=squeezed(focus).lower())
 
 
+def is_header(record):
+    return isinstance(record, list) and record[1:2] == ["CHQ"]
+
+
 def from_meqsum(where, record):
-    """File, CHQ, Summary in the sheet. The letters keep their lines (SUBJECT, MESSAGE)."""
+    """A row of the sheet, (File, CHQ, Summary), or a JSON object. Questions keep their line breaks."""
     if isinstance(record, list):
-        if record[1] == "CHQ":                   # the sheet's first row
-            return []
         record = dict(zip(("id", "question", "summary"), record, strict=True))
     prompt = record["question"].strip()
-    return [Item(str(record["id"]) or where, prompt, squeezed(record["summary"]), group=" ".join(prompt.split()))]
+    return Item(str(record["id"]) or where, prompt, squeezed(record["summary"]), group=" ".join(prompt.split()))
 
 
 def from_squad(path):
-    """Yield an Item a question and snippet."""
+    """Yield an Item for each question of each snippet."""
     for item in read_squad(path)[0]:
         answers = tuple(dict.fromkeys(answer.strip() for answer in item.answers))
         yield Item(item.id, squeezed(item.prompt), answers[0], item.context.strip(), answers, item.group)
 
 
 def bioasq(cfg):
-    """The items of both files, each with its split. TRAP: test 7b and later training sets share questions."""
+    """The items of both files, each with its split. TRAP: the test of 7b and later training sets share questions."""
     if cfg.test is None:
         return list(from_squad(cfg.source))
     test = [replace(item, split="test") for item in from_squad(cfg.test)]
     left = list(from_squad(cfg.source))
     rest = unasked(left, test)
-    print(f"{cfg.source}: {len(left) - len(rest):,} items left out, since the test has their question or snippet")
+    print(f"{cfg.source}: {len(left) - len(rest):,} items left out, because the test has their question or snippet")
     divided = splits_of(rest, {"train": 0.9, "dev": 0.1})
     return [replace(item, split=name) for name, items in divided.items() for item in items] + test
 
@@ -122,23 +103,24 @@ def main(cfg):
     if cfg.task == "medquad":
         items = from_medquad(cfg.source)
     elif cfg.task == "meqsum":
-        items = converted(cfg.source, read_records(cfg.source), from_meqsum)
+        records = [(where, record) for where, record in read_records(cfg.source) if not is_header(record)]
+        items = converted(cfg.source, "meqsum", records, from_meqsum)[0]
     else:
         items = bioasq(cfg)
-    good, n = checked(items)
+    good, n_left_out = checked(list(items))
     if not good:
         raise UserError(f"{cfg.source}: holds no prompt with an answer")
-    shares = {"train": 0.45, "dev": 0.05, "test": 0.5} if cfg.task == "meqsum" else SHARES     # half and half, as usual
+    shares = {"train": 0.45, "dev": 0.05, "test": 0.5} if cfg.task == "meqsum" else SHARES     # half and half is usual
     divided = splits_of(good, shares)
     good = [replace(item, split=name) for name, members in divided.items() for item in members]
     write_json_lines(cfg.out, map(asdict, good))
-    print(f"{cfg.out}: {len(good):,} items; {n:,} without an answer or said twice are left out")
+    print(f"{cfg.out}: {len(good):,} items; {n_left_out:,} without an answer or occurring twice are left out")
     report(divided)
     return good
 
 
 def checked(items):
-    """(the items that can be learned, each once and with an id of its own; how many are left out)"""
+    """(the items that have an answer, each once and with its own id; how many were left out)"""
     good, seen, ids = [], set(), set()
     for number, item in enumerate(items, 1):
         if item.prompt and item.answer and (item.prompt, item.context, item.answer) not in seen:

@@ -1,22 +1,23 @@
-"""Write a small biomedical world: text that states facts, and questions about these facts.
+"""Write the demo's data: a small biomedical text that states facts, and questions about these facts.
 
-Teaches what a language model must take from text to answer a question, with data on which training takes minutes. The
-text states each fact of demo_facts.py about fifty times in different words. The questions give nothing away.
+Teaches what a language model must learn from text to answer questions, with data on which training takes minutes. The
+text states each fact of demo_facts.py about fifty times in different words. The questions do not reveal the answers.
 Not here: the facts (demo_facts.py), their wordings (demo_words.py), real abstracts (pubmed.py), real questions (qa.py).
 
     python prepare/demo.py             # data/demo: tokenizer, shards, documents.jsonl, questions/{train,dev,test}.jsonl
     python prepare/demo.py --seed 1    # other sentences, wrong answers and splits; the same facts
 
 You should see a table: about 300 entities and 1,200 facts, under a million tokens, and the words with which the paper
-compares vocabularies, each as one token. Fine-tuned on the training questions, a model that read the text answers four
-of five test questions, one that did not read it one of four. The facts are real; the studies around them are invented.
+compares vocabularies, each as one token. After fine-tuning on the training questions, a model that has read the text
+answers four of five test questions, and one that has not read it one of four. The facts are real, but the studies
+around them are invented.
 
-Three precautions make the questions fair, so that a model which never read the text stays at chance:
-    1. A wrong answer to one question is the right answer to another. Each option is wrong three times as often as it is
-       right, so guessing the most popular option gains nothing. See deal().
-    2. Names tell (an -olol is a beta blocker), so entities that share something telling form a family, and all of a
-       family is in the same split. See families().
-    3. An answer that is also right, or half right, is never offered as a wrong one. See suspects().
+Three precautions make the questions fair, so that a model that has not read the text stays at chance:
+    1. The wrong answers to a question are right answers to others. Each answer is wrong three times as often as it is
+       right, so guessing the most common one does not help. See deal().
+    2. Some names give the answer away (an -olol is a beta blocker). Entities with such a sign in common form a family,
+       and a whole family is in the same split. See families().
+    3. An answer that is also right, or partly right, is never offered as a wrong one. See suspects().
 """
 import random
 import sys
@@ -50,7 +51,7 @@ from tokenizer import PAPER_TERMS, Tokenizer
 TITLES = ("{e}", "a study of {e}", "{e} revisited", "notes on {e}", "what we know about {e}", "a review of {e}",
           "new data on {e}", "Immunohistochemistry and {e}")
 SHARES = {"train": 0.5, "dev": 0.15, "test": 0.35}               # of the entities
-# Endings of names that tell a class or a function. See telling() for the other signs.
+# Endings of names that reveal a class or a function. See signs_in() for other signs.
 ENDINGS = ("vir", "coccus", "ella", "kinase", "dehydrogenase", "synthase", "hydroxylase", "carboxylase", "reductase",
            "oxidase", "dehydratase", "deaminase", "lyase")
 
@@ -63,7 +64,7 @@ class Demo:
     vocab_size: int = 3072
     documents_per_entity: int = 48
     val_percent: float = 2.0      # of the documents, chosen by their hash
-    questions_per_fact: int = 4   # for training, each with other wrong answers; one for dev and test
+    questions_per_fact: int = 4   # for training, each with different wrong answers; dev and test have one
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def main(cfg):
 
 
 def read_facts():
-    """The entities of demo_facts.py, in its order."""
+    """The entities of demo_facts.py, in the same order."""
     entities = []
     for kind, table in FACTS.items():
         for row in table.strip().splitlines():
@@ -103,20 +104,20 @@ def read_facts():
 
 
 def also_true():
-    """value -> the entities and groups for which it is right as well. An indented line continues the one above."""
+    """value -> the entities and groups for which it is also right. An indented line continues the line above."""
     rows = (row.split(" | ") for row in ALSO_TRUE.strip().replace("\n    ", " ").splitlines())
     return {value: set(where.split(", ")) for value, where in rows}
 
 
 def suspects(entity, relation, entities, also):
-    """The values never offered as wrong answers: right, half right, or right for another drug of the class."""
+    """The values never offered as wrong answers: right, partly right, or right for another drug of the same class."""
     kin = [e for e in entities if e.group == entity.group and e.kind == entity.kind == "drug"]
     return ({e.values[relation] for e in [entity, *kin] if relation in e.values}
             | {value for value, where in also.items() if where & {entity.name, entity.group}})
 
 
 def write_documents(entities, per_entity, rng):
-    """(name, text) of every document, shuffled. A document is about one entity and may mention a similar one."""
+    """(name, text) of all documents, shuffled. A document is about one entity and may mention a similar one."""
     alike = defaultdict(list)
     for e in entities:
         for fact in e.values.items():
@@ -127,7 +128,7 @@ def write_documents(entities, per_entity, rng):
 
 
 def write_document(entity, alike, rng):
-    """'Title. Sentence. ...': each fact in some wording and any order, perhaps a scene, perhaps a relative."""
+    """'Title. Sentence. ...': each fact in a random wording and order, perhaps a scene and a similar entity."""
     sentences = [state(entity.name, r, v, rng) for r, v in entity.values.items()]
     rng.shuffle(sentences)
     fact = rng.choice(list(entity.values.items()))
@@ -136,7 +137,7 @@ def write_document(entity, alike, rng):
         sentences.append(state(rng.choice(relatives).name, *fact, rng))
     if rng.random() < 0.5:
         sentences.insert(rng.randrange(len(sentences)), rng.choice(SCENES))
-    if rng.random() < 0.5:           # half of the titles are a question and its answer
+    if rng.random() < 0.5:           # half of the titles are a question with its answer
         relation, value = rng.choice(list(entity.values.items()))
         title = [rng.choice(QUESTIONS[relation]).format(which="What", e=entity.name), value + "."]
     else:
@@ -150,7 +151,7 @@ def state(name, relation, value, rng):
 
 
 def with_article(noun):
-    # The sound decides (an RNA, an ACE); no value here begins with a silent h or with a long u.
+    # The sound decides (an RNA, an ACE). No value here begins with a silent h or a long u.
     return ("an " if noun[0] in "aeioAEIO" or noun.startswith("RNA") else "a ") + noun
 
 
@@ -161,7 +162,7 @@ def capitalised(sentence):
 
 
 def families(entities):
-    """Lists of entities that share a telling sign, directly or through others (union-find)."""
+    """Lists of entities that share a sign, directly or through others (union-find)."""
     parent = {}
 
     def root(x):
@@ -170,7 +171,7 @@ def families(entities):
         return x
 
     for e in entities:
-        for sign in telling(e):
+        for sign in signs_in(e):
             parent[root(sign)] = root(e.name)
     members = defaultdict(list)
     for e in entities:
@@ -178,25 +179,26 @@ def families(entities):
     return list(members.values())
 
 
-def telling(entity):
-    """The signs in a name: metoprolol -> beta blocker; Borrelia burgdorferi -> Borrelia; MSH2 -> MSH; -kinase."""
+def signs_in(entity):
+    """The signs in a name that reveal an answer: metoprolol -> beta blocker; Borrelia burgdorferi -> Borrelia; MSH2 ->
+    MSH; -kinase."""
     own = {"drug": entity.group, "microbe": entity.name.split()[0], "gene": entity.name[:3]}
     signs = [f"-{end}" for end in ENDINGS if any(word.endswith(end) for word in entity.name.split())]
     return signs + [own[entity.kind]] if entity.kind in own else signs
 
 
 def split(entities, rng, tries=100):
-    """{"train": [entities], "dev": ..., "test": ...}: whole families, about SHARES of every kind.
+    """{"train": [entities], "dev": ..., "test": ...}: whole families, about SHARES of each kind.
 
-    deal() can hide how popular a value is only up to a quarter of a relation's questions. So of many random splits
-    take the one whose most popular answers are least popular.
+    deal() can only balance a value that is right for at most a quarter of a relation's questions. So this takes the
+    one of many random splits whose most common answers are least common.
     """
     kinds = [families([e for e in entities if e.kind == kind]) for kind in FACTS]
     return min((draw(kinds, rng) for _ in range(tries)), key=popularity)
 
 
 def draw(kinds, rng):
-    """One random split; large families first, because they are hard to place."""
+    """One random split. Large families come first, because they are hard to place."""
     parts = {name: [] for name in SHARES}
     for group in kinds:
         taken, total = Counter(), sum(map(len, group))
@@ -208,7 +210,7 @@ def draw(kinds, rng):
 
 
 def popularity(parts):
-    """The sum over parts and relations of the squared share of the commonest answer."""
+    """The sum over splits and relations of the squared share of the most common answer."""
     total = 0.0
     for part in parts.values():
         counts = {r: Counter(e.values[r] for e in part if r in e.values) for r in SENTENCES}
@@ -217,7 +219,7 @@ def popularity(parts):
 
 
 def ask(part, entities, times, rng):
-    """`times` questions about every fact of `part`, randomly worded, each with four options; shuffled."""
+    """`times` questions about each fact of `part`, in random wordings, with four options each; shuffled."""
     also, questions = also_true(), []
     for time in range(times):
         for kind, relations in RELATIONS.items():
@@ -233,10 +235,10 @@ def ask(part, entities, times, rng):
 
 
 def deal(asked, relation, entities, also, rng):
-    """Deal three wrong answers to each entity of `asked`, as from a deck of cards; yields (entity, wrong answers).
+    """Deal three wrong answers to each entity of `asked`, like cards from a deck. Yields (entity, wrong answers).
 
-    The deck holds each right answer three times, so a value is wrong three times for each time that it is right. The
-    entities with the fewest possible cards come first; if no card of the deck fits, any other value is taken.
+    The deck contains each right answer three times, so a value is wrong three times as often as it is right. Entities
+    with the fewest possible cards come first. If no card of the deck fits, any other value is taken.
     """
     deck = Counter()
     for e in asked:
@@ -248,7 +250,7 @@ def deal(asked, relation, entities, also, rng):
         wrong = []
         for _ in range(3):
             free = [v for v in deck if v not in barred[e.name] and v not in wrong]
-            weights = [max(deck[v], 0) ** 2 + 1e-3 for v in free]        # squared: the deck must come out even
+            weights = [max(deck[v], 0) ** 2 + 1e-3 for v in free]        # squared, so that the deck is used up evenly
             wrong.append(rng.choices(free, weights)[0] if free else
                          rng.choice([v for v in spare if v not in barred[e.name] and v not in wrong]))
             deck[wrong[-1]] -= 1
@@ -256,7 +258,7 @@ def deal(asked, relation, entities, also, rng):
 
 
 def write_corpus(folder, documents, tok, cfg):
-    """Write tokenizer, shards, documents.jsonl and meta.json; returns the contents of meta.json."""
+    """Write tokenizer, shards, documents.jsonl and meta.json. Returns the contents of meta.json."""
     tok.save(folder)
     write_json_lines(folder / "documents.jsonl", ({"about": name, "text": text} for name, text in documents))
     meta = {"made_by": "prepare/demo.py", "vocab_size": len(tok), "eos_id": tok.eos_id, "settings": asdict(cfg)}
@@ -292,7 +294,7 @@ def report(entities, parts, questions, meta, tok, cfg):
               f"{meta[name]['bytes']:>10,} bytes")
     for name, part in parts.items():
         print(f"  questions {name:<6}{len(questions[name]):>6,} about {len(part)} entities")
-    print(f"  guessing on test: {chance:.1%} by chance, {commonest:.1%} with the commonest answer of train")
+    print(f"  guessing on test: {chance:.1%} by chance, {commonest:.1%} with the most common answer of train")
     for term in PAPER_TERMS:
         pieces = [tok.decode_bytes([i]).decode() for i in tok.encode(term if term[0] == "I" else " " + term)]
         print(f"  {term:<22}{len(pieces)} token{'s' * (len(pieces) > 1)}: {'|'.join(pieces)}")

@@ -1,11 +1,11 @@
-"""The demo's language, as tables: how a fact of demo_facts.py is stated (SENTENCES) and asked for (QUESTIONS), by its
-relation, and sentences about other things (SCENES).
+"""The demo's sentences: wordings of each relation of demo_facts.py as a statement (SENTENCES) and as a question
+(QUESTIONS), and sentences about other things (SCENES).
 
 Not here: the program that puts them together (demo.py).
 """
 
-# How a fact is stated. {e} is the entity, {v} the value, {a} the value with its article. Each relation has sentences
-# with the entity first and with the value first, so that the fact is repeated and not a phrase.
+# {e} is the entity, {v} the value, {a} the value with its article. In some sentences of each relation the entity comes
+# first, in others the value, so that the text repeats the fact and not a phrase.
 SENTENCES = {
     "class": ("{e} is {a}.", "{e} belongs to the class {v}.", "the drug class of {e} is {v}.",
               "{a} like {e} was chosen.", "half of the patients were given {e}, {a}.",
@@ -52,7 +52,7 @@ SENTENCES = {
              "we obtained {e} from {v}.", "{v} was eaten to supply {e}.", "the diet provided {e} through {v}."),
 }
 
-# How a fact is asked for. {which} is "What" in a title and "Which of these" in a question.
+# {which} is "What" in a title and "Which of these" in a question.
 QUESTIONS = {
     "class": ("{which} is the drug class of {e}?", "{which} does {e} belong to?"),
     "target": ("{which} is the molecular target of {e}?", "{which} does {e} act on?", "{which} does {e} bind to?"),
@@ -85,7 +85,7 @@ QUESTIONS = {
     "food": ("{which} is a good source of {e}?", "{which} is {e} found in?"),
 }
 
-# Scenes: sentences that no question asks about. They contain the words with which the paper compares vocabularies.
+# Sentences that no question asks about. They contain the words with which the paper compares vocabularies.
 SCENES = (
     "plasma samples were measured by chromatography.", "chromatography confirmed the purity of every sample.",
     "cytotoxicity was tested in cell culture.", "there was no cytotoxicity in the control cells.",

@@ -1,13 +1,13 @@
-"""`prepare/pubmed.py download`: PubMed's annual baseline, over a thousand files, from NCBI's public server.
+"""`prepare/pubmed.py download`: fetch PubMed's annual baseline, over a thousand files, from NCBI's public server.
 
     python prepare/pubmed.py download --out data/baseline                 # all of it
-    python prepare/pubmed.py download --out data/baseline --files 3       # or a part, to try things out
+    python prepare/pubmed.py download --out data/baseline --files 3       # a part, to try things out
 
-Teaches how to fetch many gigabytes over a connection that fails: continue where it broke off (Range), trust no file
-without its checksum, open one connection at a time, and wait longer each time the server says that it is busy.
-A file gets its name in --out only after its MD5 was right. MD5SUMS then lists it, so that `md5sum -c MD5SUMS` checks
-the folder. The same command again fetches what is missing.
-You should see a bar of bytes, a line for every failure, and finally how many files are in --out. If some are missing,
+Teaches how to fetch many gigabytes over an unreliable connection: resume where it broke off (Range), verify the
+checksum of every file, open one connection at a time, and wait longer each time the server is busy.
+A file gets its name in --out when its MD5 is right. MD5SUMS then lists it, so that `md5sum -c MD5SUMS` can check the
+folder. The same command again fetches the missing files.
+You should see a progress bar, a line for every failure, and finally the number of files in --out. If some are missing,
 they are named, and the exit code is 2.
 Not here: reading the files (plumbing/documents.py), their terms of use (prepare/__init__.py).
 """
@@ -39,14 +39,14 @@ TIMEOUT = 60.0             # seconds without a byte after which the connection c
 WAIT = 2.0                 # seconds to wait after a failure; doubled after each further one,
 LONGEST_WAIT = 300.0       # up to this
 LONGEST_ASKED = 3600.0     # the longest wait that the server may ask for
-RETRIES = 8                # failures in a row that brought no new byte, before a file is given up
+RETRIES = 8                # failures in a row without a new byte before a file is given up
 CHECKSUM_TRIES = 3
 
 
 @dataclass(frozen=True)
 class Download:
     """Fetch PubMed's annual baseline."""
-    out: Path = Path("data/baseline")   # files that are there and verified are not fetched again
+    out: Path = Path("data/baseline")   # verified files in this folder are not fetched again
     url: str = "https://ftp.ncbi.nlm.nih.gov/pubmed/baseline/"    # a page that links to pubmedYYnNNNNN.xml.gz
     first: int = 1                      # number of the first file
     files: int = 0                      # how many files; 0 is all
@@ -57,7 +57,7 @@ class Missing(Exception):
 
 
 def download(cfg):
-    """Fetch what is missing. Returns the names of the files in --out; UserError if some could not be fetched."""
+    """Fetch the missing files. Returns the names of all files; UserError if some could not be fetched."""
     check_ranges(cfg, {"first": (0, None), "files": (0, None)})
     if not cfg.url.startswith(("http://", "https://")):
         raise UserError(f"--url {cfg.url}: not an address that begins with https:// or http://")
@@ -73,7 +73,7 @@ def download(cfg):
 
     missing = fetch_all(cfg, to_fetch)
 
-    print(f"{cfg.out}: {len(names) - len(missing):,} of {len(names):,} files, each with the MD5 that the server states")
+    print(f"{cfg.out}: {len(names) - len(missing):,} of {len(names):,} files, each with the MD5 that the server gives")
     if missing:
         raise UserError(f"{len(missing):,} of {len(names):,} files are missing: "
                         + ", ".join(f"{name} ({why})" for name, why in missing.items())
@@ -89,12 +89,12 @@ def listing(cfg):
         raise UserError(f"{cfg.url}: {why}; check the connection, or --url") from why
     found = sorted({(name, year, int(number)) for name, year, number in NAME.findall(page)}, key=lambda item: item[1:])
     if not found:
-        raise UserError(f"{cfg.url}: links to no pubmedYYnNNNNN.xml.gz; is it the folder of the baseline?")
+        raise UserError(f"{cfg.url}: has no links to pubmedYYnNNNNN.xml.gz; is it the folder of the baseline?")
     return found
 
 
 def choose(cfg, found):
-    """The names of the files to have."""
+    """The names of the files that --out must have at the end."""
     names = [name for name, _, number in found if number >= cfg.first]
     names = names[:cfg.files] if cfg.files else names
     if not names:
@@ -110,7 +110,7 @@ def choose(cfg, found):
 
 
 def fetch_all(cfg, names):
-    """Fetch the files one after the other; returns {name: why} of those that could not be fetched."""
+    """Fetch the files one after the other. Returns {name: why} of those that could not be fetched."""
     missing = {}
     with tqdm(unit="B", unit_scale=True, disable=None) as bar:
         for i, name in enumerate(names):
@@ -127,10 +127,10 @@ def fetch_all(cfg, names):
 
 
 def fetch(cfg, name, bar):
-    """One file into --out, under its name only if its MD5 is right."""
+    """Fetch one file into --out. It gets its name only if its MD5 is right."""
     url, part = urljoin(cfg.url, name), cfg.out / f"{name}.part"
     digest = stated_md5(name, get(cfg, url + ".md5"))
-    if (cfg.out / name).is_file():                # left by another program, or just before this one was stopped
+    if (cfg.out / name).is_file():                # from another program, or this one was stopped before add_sum
         os.replace(cfg.out / name, part)
     for _ in range(CHECKSUM_TRIES):
         patiently(name, lambda: transfer(url, part, bar), lambda: size_of(part))
@@ -145,15 +145,15 @@ def fetch(cfg, name, bar):
 
 
 def transfer(url, part, bar):
-    """Append to `part` what is missing of it."""
+    """Append the missing bytes to `part`."""
     start = size_of(part)
     try:
         response = request(url, {"Range": f"bytes={start}-"} if start else {})
     except HTTPError as error:
-        if error.code == 416:                                   # there is nothing after `start`; the MD5 decides
+        if error.code == 416:                                   # there are no bytes after `start`; the MD5 decides
             return
         raise
-    # A server without Range sends the whole file with 200. One that sends another part is noticed by the MD5.
+    # A server without Range sends the whole file with 200. If it sends another part, the MD5 will be wrong.
     with disk(part):
         file = open(part, "ab" if response.status == 206 else "wb", buffering=0)
     with response, file:
@@ -162,7 +162,7 @@ def transfer(url, part, bar):
             with disk(part):
                 received += file.write(block)
             bar.update(len(block))
-    # TRAP: read(n) returns b"" after a lost connection too
+    # TRAP: read(n) also returns b"" after a lost connection
     promised = response.headers.get("Content-Length", "")
     if promised.isdecimal() and received < int(promised):
         raise ConnectionError(f"the connection broke off after {received:,} of {int(promised):,} bytes")
@@ -170,7 +170,7 @@ def transfer(url, part, bar):
 
 @contextmanager
 def disk(part):
-    """A full disk ends the program, unlike the network's errors, which are OSErrors as well."""
+    """A full disk must end the program. Network errors, which are also OSErrors, must not."""
     try:
         yield
     except OSError as error:
@@ -193,7 +193,7 @@ def get(cfg, url):
 
 
 def patiently(name, attempt, progress=lambda: 0):
-    """attempt()'s result; after a failure that may be temporary, wait and try again.
+    """The result of attempt(). After a failure that may be temporary, wait and try again.
 
     Attempts that increase progress() (in bytes) do not count against RETRIES. Raises Missing when it gives up.
     """
@@ -220,7 +220,7 @@ def is_temporary(error):
 
 
 def retry_after(error):
-    """The seconds of a Retry-After header, which is a number or a date; None without one."""
+    """The seconds of a Retry-After header, which may be a number or a date; None without one."""
     stated = error.headers.get("Retry-After") if isinstance(error, HTTPError) else None
     try:
         number = re.fullmatch(r"\s*([0-9]+)\s*", stated or "")

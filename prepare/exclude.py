@@ -1,17 +1,18 @@
-"""Which documents must not be in a pretraining corpus: those of the test sets that the model will be scored on.
+"""Keep the documents of test sets out of a pretraining corpus.
 
     prepare/pubmed.py --exclude ori_pqal.json data/qa/sections_documents.jsonl pmids.txt ...
 
 Each file names documents by PubMed identifier, by text or by both:
-    .txt               one PMID or PubMed address a line
-    .json, .jsonl      questions or documents of any shape: PubMedQA's object of PMIDs, BioASQ's golden sets with their
-                       addresses of documents, SQuAD's form, prepare/qa.py's questions, {"text": ...}; plain or .gz
+    .txt               one PMID or PubMed address per line
+    .json, .jsonl      questions or documents of any structure: PubMedQA's object of PMIDs, BioASQ's golden sets with
+                       the addresses of documents, SQuAD's format, prepare/qa.py's questions, {"text": ...}
+Both may be plain or .gz.
 
 A document is dropped if its PMID is named (only XML has PMIDs), or if it shares 20 words in a row with any text of the
-file. So an article goes along with its abstract. A text of fewer than 20 words excludes nothing.
+file. So an article is dropped with its abstract. A text of fewer than 20 words excludes nothing.
 
 Teaches how to look up every run of 20 words of a 100 GB corpus: a rolling hash of the whole document in a few numpy
-operations, a table of bits that answers "no" for most, and a sorted array for the rest.
+operations, a table of bits that rules out most runs, and a sorted array for the others.
 Not here: overlap between two files of questions (questions/metrics.py).
 """
 import gzip
@@ -25,23 +26,23 @@ import numpy as np
 
 from plumbing.common import UserError
 
-WORDS = 20                 # a shingle: so many words in a row
-PIECE = 1 << 13            # runs hashed at a time: fits the cache, and bounds the memory for a document of any length
+WORDS = 20                 # words of a shingle, a run of words
+PIECE = 1 << 13            # runs hashed at a time: fits the CPU's cache, and bounds the memory for long documents
 LINK = re.compile(r"pubmed(?:\.ncbi\.nlm\.nih\.gov)?/(\d{1,12})")
 
 
 # ---- Texts to hashes ----
 
-BLANK, BORDER = b" X"                                            # a border lies between two documents
+BLANK, BORDER = b" X"                                            # a border separates two documents
 LETTERS = bytes(ord(chr(i).lower()) if i < 128 and chr(i).isalnum() else BLANK for i in range(256))
-BASE = 0x9E3779B97F4A7C15                                        # odd, so that it has an inverse modulo 2**64
+BASE = 0x9E3779B97F4A7C15                                        # odd, so it has an inverse modulo 2**64
 INVERSE = pow(BASE, -1, 1 << 64)
 
 
 def shingles(text):
-    """A uint64 hash of each run of WORDS words; empty for a shorter text.
+    """A uint64 hash of each run of WORDS words. Empty for a shorter text.
 
-    Words are runs of ASCII letters and digits, whatever their case: copies of an abstract differ in dashes, quotes and
+    Words are runs of ASCII letters and digits, without case, because copies of an abstract differ in dashes, quotes and
     accents.
     """
     return run_hashes(*words_of(letters(text)))
@@ -53,7 +54,7 @@ def letters(text):
 
 
 def words_of(text):
-    """(the bytes of the words with one blank after each, the place where each begins, the place of its blank)."""
+    """(the bytes of the words with a blank after each, the position of each word, the position of its blank)."""
     b = np.frombuffer(text + b" ", np.uint8)
     is_letter = b != BLANK
     b = b[is_letter | np.concatenate([[False], is_letter[:-1]])]
@@ -64,8 +65,8 @@ def words_of(text):
 def run_hashes(b, starts, ends):
     """The hash of each run of WORDS words, piece by piece.
 
-    The hash of bytes b_0 b_1 ... is the sum of b_i BASE^i modulo 2**64, so that one cumulative sum serves for all runs:
-    subtract its values at a run's two ends, and divide by BASE to the power of the run's start.
+    The hash of bytes b_0 b_1 ... is the sum of b_i BASE^i modulo 2**64. So one cumulative sum gives the hashes of all
+    runs: subtract its values at the two ends of a run, and divide by BASE to the power of the run's start.
     """
     pieces = [np.empty(0, np.uint64)]
     for piece in range(0, len(ends) - WORDS + 1, PIECE):
@@ -85,7 +86,7 @@ def powers(log2):
     return tuple(np.cumprod(np.array([1] + [x] * ((1 << log2) - 1), np.uint64)) for x in (BASE, INVERSE))
 
 
-# ---- Files to what they exclude ----
+# ---- From files to PMIDs and hashes ----
 
 
 class Named(NamedTuple):
@@ -95,7 +96,7 @@ class Named(NamedTuple):
 
 
 def read_excluded(path):
-    """What the file `path` names. UserError for a file that is not understood: a test set must not slip through."""
+    """The PMIDs and hashes of a file. UserError if it is not understood, because no test set may be missed."""
     contents = unpacked(path)
     if path.name.removesuffix(".gz").endswith(".txt"):
         return Named({pmid_of(line, f"{path}, line {i}") for i, line in enumerate(contents.split("\n"), 1)
@@ -109,7 +110,7 @@ def read_excluded(path):
             pieces.append(shingles(text))
     found = Named(pmids, np.unique(np.concatenate(pieces)))
     if not found.pmids and not len(found.hashes):
-        raise UserError(f"{path}: names no PMID and holds no text of {WORDS} words, so it excludes nothing; "
+        raise UserError(f"{path}: contains no PMID and no text of {WORDS} words, so it excludes nothing; "
                         "leave it out, or give the file with the documents or PMIDs of the test set")
     return found
 
@@ -130,12 +131,12 @@ def unpacked(path):
 def pmid_of(line, where):
     match = re.fullmatch(r"(?:\S*/)?(\d{1,12})/?", line.strip())
     if not match:
-        raise UserError(f"{where}: {line.strip()[:40]!r} is not a PMID; write one number or PubMed address a line")
+        raise UserError(f"{where}: {line.strip()[:40]!r} is not a PMID; write one number or PubMed address per line")
     return int(match[1])
 
 
 def json_values(path, contents):
-    """The JSON values of a file: one a line in .jsonl, else one."""
+    """The JSON values of a file: one per line in .jsonl, else one."""
     lines = contents.split("\n") if ".jsonl" in path.name else [contents]
     for number, line in enumerate(lines, 1):
         if line.strip():
@@ -146,7 +147,7 @@ def json_values(path, contents):
 
 
 def strings(value):
-    """Every string within a JSON value, but for the keys of objects."""
+    """All strings in a JSON value, except the keys of objects."""
     waiting = [value]
     while waiting:
         value = waiting.pop()
@@ -156,13 +157,13 @@ def strings(value):
             waiting.extend(value.values() if isinstance(value, dict) else value)
 
 
-# ---- Documents against all files at once ----
+# ---- Looking up documents in all files at once ----
 
 
 class Excluded:
-    """Looks up documents in what several files exclude.
+    """The PMIDs and hashes of all files.
 
-    Saved as arrays in a folder, which each process maps into memory: however many processes, one copy.
+    They are saved as arrays in a folder. All processes map them into memory, so there is only one copy.
     """
 
     def __init__(self, folder):
@@ -173,11 +174,11 @@ class Excluded:
 
     @staticmethod
     def save(folder, named):
-        """Write the arrays for [Named, ...]; what several of them hold belongs to the first."""
+        """Write the arrays for [Named, ...]. What occurs in several of them is assigned to the first."""
         hashes = np.concatenate([part.hashes for part in named])
         files = np.repeat(np.arange(len(named), dtype=np.uint16), [len(part.hashes) for part in named])
-        hashes, first = np.unique(hashes, return_index=True)             # of equal ones the first
-        log2 = max(10, (8 * len(hashes)).bit_length())                   # at most one place in eight is taken
+        hashes, first = np.unique(hashes, return_index=True)             # the first of equal ones
+        log2 = max(10, (8 * len(hashes)).bit_length())                   # at most one bit in eight is set
         bits = np.zeros(1 << log2, bool)
         bits[hashes >> np.uint64(64 - log2)] = True
         pmids = [(pmid, i) for i, part in reversed(list(enumerate(named))) for pmid in part.pmids]
@@ -186,8 +187,8 @@ class Excluded:
             np.save(folder / f"{name}.npy", array)
 
     def find(self, pmids, texts):
-        """{number of a document: number of the file that names it or shares a shingle with it}, for many documents."""
-        b, starts, ends = words_of(b" X ".join(map(letters, texts)))     # no excluded text holds a border
+        """{index of a document: index of the first file that has its PMID or one of its shingles}."""
+        b, starts, ends = words_of(b" X ".join(map(letters, texts)))     # no excluded text contains a border
         hashes = run_hashes(b, starts, ends)
         likely = np.flatnonzero(self.bits[hashes >> self.shift])
         places = np.searchsorted(self.hashes, hashes[likely]).clip(max=len(self.hashes) - 1)

@@ -1,13 +1,13 @@
-"""`python prepare/qa.py TASK hub data/qa`: a benchmark from the Hugging Face hub, in its published splits.
+"""`python prepare/qa.py TASK hub data/qa`: download a benchmark from the Hugging Face hub, in its published splits.
 
-Sizes of train / dev / test, and our choice where the release has no such split:
+The sizes of train / dev / test, and our choice where the release lacks a split:
 
     medqa, medqa5    10,178 / 1,272 / 1,273 questions of the US licensing examination, with 4 and 5 options
-    medmcqa          178,667 / 4,155 / 4,183. The test's answers are withheld, so the paper scores the validation set.
-                     It is our test set, and every 44th training question is in our dev set
+    medmcqa          178,667 / 4,155 / 4,183. The answers to the test are withheld, so the paper uses the validation set
+                     as test set, and so do we. Our dev set is every 44th training question
     pubmedqa         450 / 50 / 500: fold 0 of the authors' ten
-    mmlu             only test sets: six medical subjects, one file each and one with all
-    bioasq           not on the hub: it needs a registration (participants-area.bioasq.org)
+    mmlu             test sets only: six medical subjects, one file for each and one for all
+    bioasq           not on the hub, because it needs a registration (participants-area.bioasq.org)
 
 Not here: what a record means (prepare/qa.py), the licences (prepare/__init__.py).
 """
@@ -35,7 +35,7 @@ HOMES = {
                                       "test": ("pqal.zip", "pqal_test_set.json")}),
     "mmlu": ("cais/mmlu", {f"{subject}_test": ("data.tar", f"data/test/{subject}_test.csv") for subject in SUBJECTS}),
 }
-EVERY = 44          # one training question of MedMCQA in so many is for dev
+EVERY = 44          # every 44th training question of MedMCQA is for dev
 
 
 def fetch(task, out, convert):
@@ -87,7 +87,7 @@ def extracted(path, member, folder):
 
 
 def from_parquet(path, split, folder):
-    """{split: file of JSON lines in `folder`}; the rows for training also give the dev split."""
+    """{split: file of JSON lines in `folder`}. The training rows are divided into train and dev."""
     import pyarrow
     import pyarrow.parquet
     try:

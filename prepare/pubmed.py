@@ -4,10 +4,10 @@
     python prepare/pubmed.py download --out baseline       # first fetch the abstracts: prepare/download.py
 
 Teaches how a corpus becomes one long array of uint16: the tokens of a document, then <|endoftext|>, then the next
-document. With a tokenizer of another family (Llama's, for `train.py biomedgpt`), <s> before them and </s> after.
-The inputs are files or folders of .jsonl, .txt, .xml or .nxml, plain, .gz or .zst. --exclude names files of test sets,
-whose documents are left out.
-You should see a progress bar, then the documents, tokens and bytes of each split. --out contains
+document. A Llama tokenizer (for `train.py biomedgpt`) puts <s> before each document and </s> after it.
+The inputs are files or folders of .jsonl, .txt, .xml or .nxml, plain, .gz or .zst. --exclude names files of test sets;
+their documents are left out.
+You should see a progress bar, then the documents, tokens and bytes of each split. The folder --out contains
 train_000000.bin ... val_000000.bin ... (llm.c's format, see data.py), the tokenizer's files and meta.json.
 
 Not here: sources and licences (prepare/__init__.py), reading each format (plumbing/documents.py), training the
@@ -44,7 +44,7 @@ from prepare.exclude import Excluded, read_excluded
 from tokenizer import Tokenizer
 
 CHUNK = 1 << 20      # bytes of raw records that a process encodes at a time
-SHOWN = 10           # bad records that are named; all are counted
+SHOWN = 10           # unreadable records that are named; all are counted
 
 
 @dataclass(frozen=True)
@@ -52,21 +52,22 @@ class Prepare:
     """Turn text into token shards. `pubmed.py download --help`: fetch PubMed's abstracts."""
     inputs: tuple[Path, ...]            # files or folders, in the order in which they enter the corpus
     tokenizer: Path                     # the folder that tokenizer.py wrote
-    out: Path                           # a folder that appears whole or not at all
+    out: Path                           # a folder that is written completely or not at all
     exclude: tuple[Path, ...] = ()      # files that name or quote documents to leave out, such as test sets
-    val_fraction: float = 0.005         # of the documents, chosen by their hash: duplicates are on the same side
+    val_fraction: float = 0.005         # of the documents, by their hash, so that duplicates are in the same split
     shard_tokens: int = 100_000_000     # tokens per shard; a document may continue in the next shard
-    processes: int = 0                  # that encode; 0 is one per core. The shards do not depend on it
+    processes: int = 0                  # encoding processes; 0 is one per core. The shards do not depend on it
     overwrite: bool = False             # replace the shards in --out, if there are any
 
 
 class Encoder:
-    r"""Text to ids, equal to those of tok.encode, at nearly twice tiktoken's speed.
+    r"""Text to ids. They equal those of tok.encode, at nearly twice tiktoken's speed.
 
-    In GPT-2's pattern \s+(?!\S) means: of several blanks before a word, the last belongs to the word. This look-ahead
-    forces tiktoken's slow regex engine, which panics on a megabyte of blanks. So cut the text before each such last
-    blank, where a piece ends anyway. Within the parts a plain \s+ gives the same pieces. The pattern has words first,
-    because most pieces are words; no word begins with an apostrophe, so the order does not change the pieces.
+    In GPT-2's pattern, \s+(?!\S) means that the last of several blanks before a word belongs to the word. tiktoken
+    needs its slow regex engine for this look-ahead, which panics on a megabyte of blanks. So this class cuts the text
+    before each such last blank, where a piece ends anyway. Within the parts, a plain \s+ gives the same pieces.
+    In the pattern words come first, because most pieces are words. No word begins with an apostrophe, so the order does
+    not change the pieces.
     """
     PATTERN = r" ?\p{L}+| ?\p{N}+|'(?:[sdmt]|ll|ve|re)| ?[^\s\p{L}\p{N}]+|\s+"
     BLANKS = [*range(9, 14), 32, 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x2028, 0x2029, 0x202F, 0x205F, 0x3000]
@@ -82,7 +83,7 @@ class Encoder:
         return [self.fast.encode_to_numpy(text[a:b], disallowed_special=()) for a, b in pairwise(self.cuts(text))]
 
     def cuts(self, text):
-        if text.isprintable() and "  " not in text:      # the usual abstract; the only printable blank is the space
+        if text.isprintable() and "  " not in text:      # most abstracts; the space is the only printable blank
             return [0, len(text)]
         blank = self.is_blank[np.frombuffer(text.encode("utf-32-le"), "<u4")]    # three times as fast as a regex
         return [0, *(np.flatnonzero(blank[:-2] & blank[1:-1] & ~blank[2:]) + 1).tolist(), len(text)]
@@ -90,28 +91,28 @@ class Encoder:
 
 @cache
 def load_encoder(folder):
-    """(encoder, ids before a document, ids after it); loaded once per process."""
+    """(encoder, ids before a document, ids after it). Loaded once per process."""
     tok = load_tokenizer(Path(folder))
     encoder = Encoder(tok) if isinstance(tok, Tokenizer) else lambda text: [tok.encode(text)]
-    gc.freeze()                          # a vocabulary is many objects; the garbage collector need not visit them
+    gc.freeze()                          # the garbage collector need not visit the many objects of a vocabulary
     return encoder, np.array(tok.front, np.uint32), np.array([tok.eos_id], np.uint32)
 
 
 @cache
 def load_excluded(folder):
-    """Loaded once per process; None without --exclude."""
+    """The documents to leave out; None without --exclude. Loaded once per process."""
     return Excluded(Path(folder)) if folder else None
 
 
 class Left(NamedTuple):
-    """The documents of a chunk that are not in the corpus."""
+    """The documents of a chunk that are left out of the corpus."""
     empty: Counter                      # kind of empty document -> how many
     bad: list[Bad]
-    excluded: Counter                   # number of the --exclude file -> how many documents it names
+    excluded: Counter                   # index of the --exclude file -> how many documents it excludes
 
 
 def encode_chunk(chunk, folder, val_fraction, excluded_folder):
-    """Raw records to ({split: (uint16 tokens, their counts)}, Left). Counts are those of meta.json, with text bytes."""
+    """Raw records to ({split: (uint16 tokens, counts for meta.json)}, Left)."""
     encoder, front, eos = load_encoder(folder)
     excluded = load_excluded(excluded_folder)
     ids = {"train": [eos[:0]], "val": [eos[:0]]}
@@ -135,12 +136,12 @@ def encode_chunk(chunk, folder, val_fraction, excluded_folder):
             arrays = [front, *encoder(text), eos]
             ids[split] += arrays
             counts[split].update(documents=1, tokens=sum(map(len, arrays)), bytes=len(utf8))
-    # check() has made sure that the vocabulary fits uint16
+    # check() has checked that the vocabulary fits uint16
     return {s: (np.concatenate(ids[s], dtype=np.uint16, casting="unsafe"), counts[s]) for s in ids}, left
 
 
 def chunks(paths):
-    """Yield (records, bytes read so far): each a task for one process."""
+    """Yield (records, bytes read so far). Each chunk is a task for one process."""
     chunk, size, before = [], 0, 0
     for path in paths:
         for record in records(path):
@@ -164,7 +165,7 @@ def encoded(paths, cfg, excluded_folder):
         waiting = deque()
         for chunk, done in chunks(paths):
             waiting.append((pool.submit(encode_chunk, chunk, *settings), done))
-            if len(waiting) > 4 * processes:     # enough to keep all busy; the limit bounds the memory
+            if len(waiting) > 4 * processes:     # enough work for all; the limit bounds the memory
                 future, done = waiting.popleft()
                 yield future.result(), done
         yield from ((future.result(), done) for future, done in waiting)
@@ -193,7 +194,7 @@ class Shards:
 
 
 class Skipped:
-    """Counts the documents that are not in the corpus, and names the first unreadable ones."""
+    """Counts the documents that are left out, and names the first unreadable ones."""
 
     def __init__(self, others):
         self.counts, self.bad, self.weight = Counter({"other file in a folder": others} if others else {}), 0, 0
@@ -209,10 +210,10 @@ class Skipped:
             self.bad, self.weight = self.bad + 1, self.weight + item.weight
 
     def check(self, read):
-        """Stop if more than 1 % cannot be read.
+        """UserError if more than 1 % cannot be read.
 
-        An unreadable line, article or file counts as one document. A file that breaks off counts as many documents as
-        it gave before: as much again may be missing.
+        An unreadable line, article or file counts as one document. A truncated file counts as the number of documents
+        read from it, because as many may be missing.
         """
         dropped = self.excluded.total()
         reasons = ", ".join(f"{n:,} x {reason}" for reason, n in
@@ -225,7 +226,7 @@ class Skipped:
 
 
 def files_in(inputs):
-    """(the files to read, in order; how many files of other kinds the folders contain)."""
+    """(the files to read, in order; the number of other files in the folders)."""
     files, others = [], 0
     for path in inputs:
         if not path.exists():
@@ -270,7 +271,7 @@ def main(cfg):
 
 
 def write_shards(cfg, paths, folder, skipped):
-    """Encode the files into shards in `folder`. Returns their counts; `skipped` counts what is left out."""
+    """Encode the files into shards in `folder`. Returns their counts; `skipped` counts the documents left out."""
     shards = {split: Shards(folder, split, cfg.shard_tokens) for split in ("train", "val")}
     size = sum(path.stat().st_size for path in paths)
     with TemporaryDirectory(dir=folder) as arrays, tqdm(total=size, unit="B", unit_scale=True, desc="read") as bar:
@@ -288,7 +289,7 @@ def write_shards(cfg, paths, folder, skipped):
 
 
 def excluded_files(cfg, dropped):
-    """For meta.json. The CRC-32 of a test set's bytes tells finetune_qa.py that the model has not read it."""
+    """For meta.json. By the CRC-32 of a test file, finetune_qa.py recognises that the model has not read it."""
     return [{"file": str(path), "crc32": crc32(path.read_bytes()), "dropped": dropped[i]}
             for i, path in enumerate(cfg.exclude)]
 

@@ -1,15 +1,15 @@
-"""Multiple-choice questions of every benchmark to one format, the one that finetune_qa.py reads.
+"""Convert the multiple-choice questions of all benchmarks to the format that finetune_qa.py reads.
 
     python prepare/qa.py medqa hub data/qa               # download: data/qa/medqa_{train,dev,test}.jsonl
     python prepare/qa.py medqa phrases_no_exclude_train.jsonl data/qa/medqa_train.jsonl      # or convert a file
     python prepare/qa.py pubmedqa ori_pqal.json data/qa/pubmedqa_test.jsonl --keep-ids test_ground_truth.json
     python prepare/qa.py sections abstracts.jsonl.gz data/qa     # make a task from abstracts: prepare/sections.py
 
-Each line of OUT is {"id", "context", "question", "options": [...], "answer": index}. You should see the number of
-questions, how often each answer is right, and the lengths of the texts. IN may also be in this format already.
+Each line of OUT is {"id", "context", "question", "options": [...], "answer": index}. IN may already have this format.
+You should see the number of questions, how often each answer is right, and the lengths of the texts.
 
-Teaches where five releases of the same kind of data differ; each trap is marked where it is handled. A record that
-cannot be read is named and skipped. If more than 1 % are, the script stops. OUT is written whole or not at all.
+Teaches the differences between five releases of similar data; each trap is marked where it is handled. A record that
+cannot be read is named and skipped. The script stops if more than 1 % are skipped. OUT is written whole or not at all.
 Not here: downloads (prepare/hub_qa.py), sources and licences (prepare/__init__.py), tokens (finetune_qa.py).
 """
 import csv
@@ -18,6 +18,7 @@ import html
 import json
 import re
 import sys
+import xml.etree.ElementTree as ET
 import zlib
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -44,20 +45,20 @@ YES_NO_MAYBE = ["yes", "no", "maybe"]
 @dataclass(frozen=True)
 class Questions:
     """Convert a benchmark's questions. `qa.py sections --help`: make a task from abstracts."""
-    # the benchmark that IN is of
+    # the benchmark of IN
     task: Annotated[Literal["medqa", "medqa5", "medmcqa", "pubmedqa", "bioasq", "mmlu"], tyro.conf.Positional]
-    # .json, .jsonl or .csv, plain or .gz; "hub": download it
+    # .json, .jsonl or .csv, plain or .gz; "hub" downloads the benchmark
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IN")]
-    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]   # a file for the questions; hub: a folder
-    keep_ids: Path | None = None     # JSON, a list of ids or an object with them as keys: keep only these questions
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]   # a file; with hub a folder
+    keep_ids: Path | None = None     # JSON, a list of ids or an object with ids as keys: keep only these questions
     drop_ids: Path | None = None     # the same, but leave these questions out
 
 
 class Malformed(Exception):
-    """A record that does not have the shape of its release; the message says why."""
+    """A record that is not as its release describes it; the message says why."""
 
 
-# ---- A record of each release to a Question; its id is "" where the release has none ----
+# ---- From a record of each release to a Question; the id is "" if the release has none ----
 
 def from_medqa(record):
     """USMLE: {"question", "options": {"A": text, ...}, "answer": text, "answer_idx": "C"}, 4 or 5 options."""
@@ -86,8 +87,8 @@ def from_medmcqa(record, first):
 def first_option_of_medmcqa(records):
     """0 or 1: the number of the first option.
 
-    TRAP: the authors' files count cop from 1. The copy on the Hugging Face hub counts from 0, with -1 for a withheld
-    answer. Only a 4 or a 0 in the file tells which.
+    TRAP: cop counts from 1 in the authors' files. In the copy on the Hugging Face hub it counts from 0, and is -1 for a
+    withheld answer. Only a 4 or a 0 in the file shows which it is.
     """
     seen = Counter(record["cop"] for record in records if isinstance(record, dict) and type(record.get("cop")) is int)
     first = 0 if seen[0] + seen[-1] > seen[4] else 1
@@ -110,7 +111,7 @@ def from_pubmedqa(record):
                   YES_NO_MAYBE)
 
 
-# Tags are recognised by name, since text has "p<0.05".
+# Tags are recognised by their names, because texts contain "p<0.05".
 TAG = re.compile(r"</?(a|abstracttext|b|br|div|em|font|i|p|small|span|strong|sub|sup|u)(\s[^<>]*=[^<>]*)?\s*/?>", re.I)
 
 
@@ -124,14 +125,14 @@ def without_html(text):
 def from_bioasq(record):
     """Golden sets: {"type": "yesno", "body", "snippets": [{"text"}, ...], "exact_answer"}; or {"question", "label"}."""
     snippets = [s["text"] if isinstance(s, dict) else s for s in record["snippets"]]
-    plain = [without_html(s) for s in snippets]      # TRAP: snippets hold HTML, and repeat
+    plain = [without_html(s) for s in snippets]      # TRAP: snippets contain HTML, and some occur twice
     gold = record.get("exact_answer", record.get("label"))
     return yes_no(record.get("id", ""), " ".join(dict.fromkeys(plain)), record.get("body", record.get("question")),
                   gold[0] if isinstance(gold, list) and gold else gold, YES_NO)
 
 
 def yes_no(id_, context, question, gold, options):
-    """TRAP: the answer is spelled "yes" or "Yes"; once it is a list."""
+    """A Question from a spelled answer. TRAP: it is "yes" or "Yes"."""
     gold = str(gold).strip().lower()
     if gold not in options:
         raise Malformed(f"the answer is {gold!r}, not one of {', '.join(options)}")
@@ -139,7 +140,7 @@ def yes_no(id_, context, question, gold, options):
 
 
 def from_mmlu(record):
-    """A CSV row without header: question, four options, letter. TRAP: fields contain newlines, so use a CSV reader."""
+    """A CSV row: question, four options, letter. TRAP: fields contain newlines, and there is no header."""
     if isinstance(record, dict):                     # a row of the hub's copy
         return Question("", "", record["question"], record["choices"], record["answer"])
     if len(record) != 6:
@@ -150,10 +151,10 @@ def from_mmlu(record):
     return Question("", "", record[0], options, "ABCD".index(gold.strip()))
 
 
-# ---- From file to file, the same for all releases ----
+# ---- Reading and converting files, the same for all releases ----
 
 def read_records(path):
-    """[(where, record), ...]; a record that is not JSON is a Malformed, to be reported with the others."""
+    """[(where, record), ...]. A record that is not JSON is a Malformed, which `converted` reports."""
     if not path.is_file():
         raise UserError(f"{path}: no such file; IN is a file of questions")
     opened = gzip.open if path.suffix == ".gz" else open
@@ -182,14 +183,14 @@ def as_json(text):
 
 
 def unfolded(path, whole):
-    """The records of a file that is one JSON value: BioASQ's "questions", PubMedQA's object of PMIDs, or a list."""
+    """The records of a file with one JSON value: BioASQ's "questions", PubMedQA's object of PMIDs, or a list."""
     if isinstance(whole, dict) and isinstance(whole.get("questions"), list):
         whole = [q for q in whole["questions"] if not isinstance(q, dict) or q.get("type", "yesno") == "yesno"]
         print(f"{path}: {len(whole)} yes/no questions; the other types are left out")
     elif isinstance(whole, dict) and whole and all(isinstance(value, dict) for value in whole.values()):
         return [(f"record {key}", {"id": key, **value}) for key, value in whole.items()]
     if not isinstance(whole, list):
-        raise UserError(f"{path}: holds no multiple-choice questions. Give a file of answers alone as --keep-ids; for "
+        raise UserError(f"{path}: holds no multiple-choice questions. A file with answers only is for --keep-ids; for "
                         "BioASQ's factoid questions use prepare/answers.py")
     return [(f"record {i}", record) for i, record in enumerate(whole, 1)]
 
@@ -204,7 +205,7 @@ def from_ours(record):
 
 
 def from_release(task, records):
-    """The function that turns a record of this task, or one already in our format, into a Question."""
+    """The function that turns a record of this task, or a record in our format, into a Question."""
     convert = {"medqa": from_medqa, "medqa5": from_medqa, "pubmedqa": from_pubmedqa, "bioasq": from_bioasq,
                "mmlu": from_mmlu}.get(task)
     if task == "medmcqa":
@@ -215,7 +216,7 @@ def from_release(task, records):
 
 
 def checked(q, id_):
-    """The question with an id and stripped texts, which read_questions accepts; else Malformed or ValueError."""
+    """The question with an id and stripped texts, as read_questions accepts it. Raises Malformed or ValueError."""
     q.check()
     if q.id is not None and not isinstance(q.id, (str, int)):
         raise Malformed(f"its id {q.id!r} is neither text nor a number")
@@ -229,23 +230,42 @@ def checked(q, id_):
     return q
 
 
-def convert_all(cfg, records):
-    """(questions in order, each with an id of its own; [(where, why), ...] of the malformed records)."""
-    convert, questions, bad, taken = from_release(cfg.task, records), [], [], {}
-    for number, (where, record) in enumerate(records, 1):
+FAULTS = KeyError, IndexError, ValueError, TypeError, AttributeError, RecursionError, Malformed, ET.ParseError
+
+
+def converted(source, task, records, convert):
+    """([convert(where, record) of each record], the number of malformed records). The first SHOWN of these are named;
+    more than 1 % are an error."""
+    made, bad = [], []
+    for where, record in records:
         try:
             if isinstance(record, Malformed):
                 raise record
-            question = checked(convert(record), f"{cfg.source.name.split('.')[0]}-{number}")
-            if question.id in taken:
-                raise Malformed(f"its id {question.id} is already the id of {taken[question.id]}")
-            taken[question.id] = where
-            questions.append(question)
-        except KeyError as error:
-            bad.append((where, f"it has no {error}"))
-        except (Malformed, ValueError, TypeError, AttributeError) as error:    # such as None instead of a text
-            bad.append((where, str(error)))
-    return questions, bad
+            made.append(convert(where, record))
+        except FAULTS as error:
+            bad.append((where, f"it has no {error}" if isinstance(error, KeyError) else str(error)))
+
+    for where, why in bad[:SHOWN]:
+        print(f"skipped {source}, {where}: {why}", file=sys.stderr)
+    if len(bad) > 0.01 * len(records):
+        raise UserError(f"{source}: {len(bad):,} of {len(records):,} records are malformed, more than 1 %; first "
+                        f"{bad[0][0]}: {bad[0][1]}. Is it a file of {task}? Nothing was written")
+    return made, len(bad)
+
+
+def questions_of(cfg, records):
+    """(the questions in order, each with its own id; the number of malformed records)."""
+    convert, taken = from_release(cfg.task, records), {}
+    number = {where: n for n, (where, _) in enumerate(records, 1)}
+
+    def question_of(where, record):
+        q = checked(convert(record), f"{cfg.source.name.split('.')[0]}-{number[where]}")
+        if q.id in taken:
+            raise Malformed(f"its id {q.id} is already the id of {taken[q.id]}")
+        taken[q.id] = where
+        return q
+
+    return converted(cfg.source, cfg.task, records, question_of)
 
 
 def selected(cfg, questions):
@@ -272,22 +292,17 @@ def main(cfg):
         return fetch(cfg.task, cfg.out, lambda source, out: main(replace(cfg, source=source, out=out)))
     if cfg.out.is_dir() or cfg.out.resolve() == cfg.source.resolve():
         raise UserError(f"{cfg.out}: OUT must be a file, neither a folder nor IN itself")
-    records = read_records(cfg.source)
-    questions, bad = convert_all(cfg, records)
-    for where, why in bad[:SHOWN]:
-        print(f"skipped {cfg.source}, {where}: {why}", file=sys.stderr)
-    if not questions or len(bad) > 0.01 * len(records):
-        first = f"; first {bad[0][0]}: {bad[0][1]}" if bad else ""
-        raise UserError(f"{cfg.source}: {len(bad):,} of {len(records):,} records are malformed, more than 1 %{first}. "
-                        f"Is it a file of {cfg.task}? Nothing was written")
+    questions, n_bad = questions_of(cfg, read_records(cfg.source))
+    if not questions:
+        raise UserError(f"{cfg.source}: holds no question of {cfg.task}")
     questions = selected(cfg, questions)
     write_questions(cfg.out, questions)
-    report(cfg, questions, len(bad))
+    report(cfg, questions, n_bad)
     return questions
 
 
 def place(answer):
-    """The name of an option: A to Z, then 27, 28 ..."""
+    """The name of an option: A to Z, then 27, 28 and so on."""
     return "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[answer] if answer < 26 else str(answer + 1)
 
 

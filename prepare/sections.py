@@ -1,17 +1,20 @@
-"""Sentences of structured abstracts to questions: which section is this sentence from?
+"""Make questions from structured abstracts: to which section does a sentence belong?
 
     python prepare/qa.py sections abstracts.jsonl.gz data/qa
 
-A task of real text whose labels cost nothing: many authors head the parts of their abstract BACKGROUND, METHODS and so
-on. OUT receives sections_{train,dev,test}.jsonl, where a question is one sentence without its heading and the options
-are the five sections, and sections_documents.jsonl with the abstracts of all three splits. Give the latter to
-`prepare/pubmed.py --exclude`, so that pretraining reads neither these abstracts nor the articles that contain them.
+This is a task of real text whose labels cost nothing, because many authors give the parts of their abstracts headings
+such as BACKGROUND and METHODS. The script writes to the folder OUT:
 
-You should see the number of sentences and abstracts of each split, and how common each section is. Labels are the
-authors' own headings; a heading of two sections (METHODS AND RESULTS) or of none (FUNDING) labels no sentence.
+    sections_{train,dev,test}.jsonl    a question is one sentence without its heading; the options are the five sections
+    sections_documents.jsonl           the abstracts of all three splits. Give it to `prepare/pubmed.py --exclude`, so
+                                       that pretraining reads neither these abstracts nor articles that contain them
 
-Teaches how to split text without leaks: by document, no sentence twice, no two abstracts that share 20 words in a row.
-The order of the abstracts is that of their CRC-32, the test set first: it does not depend on the order of the file.
+You should see the number of sentences and abstracts of each split, and how common each section is. The labels are the
+authors' headings. Headings of two sections (METHODS AND RESULTS) or of none (FUNDING) label no sentence.
+
+Teaches how to split text without leaks: by document, with no sentence twice, and with no two abstracts that share 20
+words in a row. Abstracts are taken in the order of their CRC-32, first for the test set, so that the splits do not
+depend on the order of the file.
 Not here: reading the formats (plumbing/documents.py), fine-tuning on the questions (finetune_qa.py).
 """
 import re
@@ -31,7 +34,7 @@ from prepare.exclude import shingles
 from questions.format import Question, write_questions
 
 SECTIONS = ["background", "objective", "methods", "results", "conclusions"]
-SPLITS = ("test", "dev", "train")      # in the order in which they take abstracts
+SPLITS = ("test", "dev", "train")      # in the order in which abstracts are taken
 SHORTEST = 20                          # characters of a sentence; shorter ones are fragments
 SHOWN = 10                             # unreadable records that are named; all are counted
 
@@ -40,12 +43,14 @@ SHOWN = 10                             # unreadable records that are named; all 
 class Sections:
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IN")]   # abstracts: .jsonl, .txt or .xml
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]     # the folder for the four files
-    test_documents: int = 180          # structured abstracts for the test set,
-    dev_documents: int = 60            # for the development set
-    train_documents: int = 300         # and for the training set
+    test_documents: int = 180          # structured abstracts in the test set
+    dev_documents: int = 60            # in the development set
+    train_documents: int = 300         # in the training set
 
 
-# ---- Headings: their words decide the section ----
+# ---- Headings ----
+
+# The words of a heading decide its section.
 
 HEADING_WORDS = {
     "background": "background context introduction rationale",
@@ -60,7 +65,7 @@ HEADING_WORDS = {
 }
 SECTION_OF = {word: section for section, words in HEADING_WORDS.items() for word in words.split()}
 
-# A heading ends in a colon. It begins a line or a sentence; one in capitals may begin anywhere.
+# A heading ends in a colon, and begins a line or a sentence. A heading in capitals may begin anywhere.
 HEADING = re.compile(r"""
     (?: (?<=\n) | (?<=[.?!)\]"]\s) )  ([A-Z][^.:;?!\n]{1,70})  :\s+
     |                      (?<=\s)    ([A-Z][A-Z/,&\ -]+[A-Z]) \s?:\s*
@@ -69,9 +74,9 @@ LEFT_OVER = re.compile(rf"\b(?:{'|'.join(w for w in SECTION_OF if SECTION_OF[w] 
 
 
 def section_of(heading):
-    """"MATERIALS AND METHODS" -> "methods"; "" for a heading of several or other sections; None if it is no heading.
+    """"MATERIALS AND METHODS" -> "methods". "" for headings of several or of other sections; None for other text.
 
-    Text before a colon is a heading if it is in capitals or if every word of it is known from headings.
+    Text before a colon is a heading if it is in capitals, or if all its words are in HEADING_WORDS.
     """
     words = re.findall(r"\w+", heading.lower())
     named = {SECTION_OF.get(word, "unknown") for word in words} - {"any"}
@@ -81,11 +86,11 @@ def section_of(heading):
 
 
 def labelled(text):
-    """[(section, its text), ...] of one abstract, in order; what has no label, such as the title, is left out."""
+    """[(section, its text), ...] of one abstract, in order. Text without a label, such as the title, is left out."""
     heads = []
     for match in HEADING.finditer(text):
         section = section_of(match[1] or match[2])
-        # At the beginning of a line any phrase counts: PubMed's labels are printed there, and they may say anything.
+        # At the beginning of a line any phrase is a heading: PubMed's labels are there, and can be any text.
         if section is not None or text[match.start() - 1] == "\n":
             heads.append((match.start(), match.end(), section))
     ends = [start for start, _, _ in heads[1:]] + [len(text)]
@@ -101,7 +106,7 @@ SENTENCE_END = re.compile(r"""
 
 def sentences(text):
     """[(section, sentence), ...] of one abstract; [] if fewer than three sections occur."""
-    parts = labelled("\n" + text)                 # a heading may also open the text
+    parts = labelled("\n" + text)                 # the text may begin with a heading
     if len({section for section, _ in parts}) < 3:
         return []
     pairs = [(section, sentence.strip()) for section, part in parts for sentence in SENTENCE_END.split(part)]
@@ -109,11 +114,11 @@ def sentences(text):
             if len(sentence) >= SHORTEST and not LEFT_OVER.search(sentence)]
 
 
-# ---- Abstracts to splits ----
+# ---- From abstracts to splits ----
 
 
 def structured(texts):
-    """The structured abstracts in the order of their CRC-32. Of those that share 20 words in a row, only the first."""
+    """The structured abstracts in the order of their CRC-32; only the first of those that share 20 words in a row."""
     known = set()
     for text in sorted(texts, key=lambda text: (crc32(text.encode()), text)):
         if sentences(text):
@@ -124,7 +129,7 @@ def structured(texts):
 
 
 def questions_of(texts, used):
-    """A Question per sentence of the texts, but for sentences in `used`, to which they are added."""
+    """A Question for each sentence of the texts that is not in the set `used`. Adds these sentences to it."""
     questions = []
     for text in texts:
         name = f"{crc32(text.encode()):08x}"
@@ -136,7 +141,7 @@ def questions_of(texts, used):
 
 
 def read_abstracts(path):
-    """The documents of a file; those that cannot be read are named and left out."""
+    """The documents of a file. Those that cannot be read are named and left out."""
     if not path.is_file():
         raise UserError(f"{path}: no such file; IN is a file of abstracts")
     texts, bad = [], 0
@@ -154,7 +159,7 @@ def read_abstracts(path):
 
 
 def make_sections(cfg):
-    """Write the four files; returns {split: questions}."""
+    """Write the four files. Returns {split: questions}."""
     check_ranges(cfg, {"test_documents": (1, None), "dev_documents": (1, None), "train_documents": (1, None)})
     if cfg.out.exists() and not cfg.out.is_dir():
         raise UserError(f"{cfg.out}: OUT must be a folder")
@@ -181,6 +186,6 @@ def make_sections(cfg):
 
 def report(name, questions, documents):
     total, counts = len(questions), Counter(q.options[q.answer] for q in questions)
-    print(f"{name}: {total:,} sentences of {documents:,} abstracts; always the commonest section: "
+    print(f"{name}: {total:,} sentences of {documents:,} abstracts; the most common section is right for "
           f"{max(counts.values()) / total:.1%}")
     print("   ".join(["", *(f"{section} {counts[section]:,} ({counts[section] / total:.1%})" for section in SECTIONS)]))

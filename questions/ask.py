@@ -1,6 +1,6 @@
-"""`finetune_qa.py ask`: questions for a model that finetune_qa.py has fine-tuned and kept in OUT/model.
+"""`finetune_qa.py ask`: ask a model that finetune_qa.py has fine-tuned and written to OUT/model.
 
-Teaches what such a folder needs beside the weights: which head was trained, its labels, and how many tokens it read.
+Teaches what such a folder needs besides the weights: the kind of head, its labels, and the length of its input.
 Not here: how a question becomes a score (heads.py).
 
     python finetune_qa.py ask --model out/medqa/model --question "Which vitamin prevents scurvy?" --options A B12 C
@@ -25,25 +25,25 @@ from training.parallel import World
 
 HEAD = "question_head"       # the key in config.json: {"head", "labels", "max_length"}
 NOT_ADVICE = "not medical advice: for research only; the probabilities say what the model prefers, not what is true"
-BAR = 30                     # characters of a probability of 1
+BAR = 30                     # length in characters of the bar for a probability of 1
 
 
 @dataclass(frozen=True)
 class Ask:
     """Answer multiple-choice questions with a fine-tuned model."""
-    model: str = "out/medqa/model"           # what a fine-tuning left in OUT/model
+    model: str = "out/medqa/model"           # OUT/model of a fine-tuning
     question: str = ""
-    options: tuple[str, ...] = ()            # a model with labels, such as yes, no and maybe, needs none
+    options: tuple[str, ...] = ()            # not needed by a model with labels, such as yes, no and maybe
     context: str = ""                        # an abstract that the question is about
-    file: str = ""                           # or many questions: JSON lines as for training; "answer" may be missing
-    out: str = "predictions.jsonl"           # of --file: JSON lines {"id", "scores", "prediction"}
-    interactive: bool = False                # or questions from the terminal, one after the other
-    batch_size: int = 16                     # questions of --file that are read together
+    file: str = ""                           # many questions: JSON lines as for training; "answer" may be missing
+    out: str = "predictions.jsonl"           # for --file: JSON lines {"id", "scores", "prediction"}
+    interactive: bool = False                # read questions from the terminal, one after the other
+    batch_size: int = 16                     # for --file: questions per forward pass
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
 
 
 def ask(cfg):
-    """Print or write the answers; returns the scores of each question's options."""
+    """Print or write the answers. Returns the scores of each question's options."""
     check_ranges(cfg, {"batch_size": (1, None)})
     if bool(cfg.question) + bool(cfg.file) + cfg.interactive != 1:
         raise UserError("give one of --question, --file and --interactive")
@@ -58,12 +58,12 @@ def ask(cfg):
     scores = answerer.scores(questions)
     write_json_lines(cfg.out, [{"id": q.id, "scores": s, "prediction": s.index(max(s))}
                                for q, s in zip(questions, scores, strict=True)])
-    print(f"Wrote {cfg.out}: {len(questions):,} predictions, {answerer.reader.cut:,} of questions that were cut")
+    print(f"Wrote {cfg.out}: {len(questions):,} predictions; {answerer.reader.cut:,} of the questions were cut")
     return scores
 
 
 class Answerer:
-    """A model with its head, as a fine-tuning left it."""
+    """A fine-tuned model with its head and its reader."""
 
     def __init__(self, cfg):
         self.world = World(0, 1, pick_device())
@@ -86,7 +86,7 @@ class Answerer:
         self.model = model.to(self.world.device)
 
     def question(self, text, options, context):
-        """A Question without an answer; UserError if it cannot be asked."""
+        """A Question without an answer. UserError if it cannot be asked."""
         q = Question("asked", context, text, list(options or self.labels), None)
         try:
             q.check(answered=False)
@@ -95,7 +95,7 @@ class Answerer:
         return q
 
     def scores(self, questions):
-        """A list of numbers for each question, one per option."""
+        """For each question a list of one score per option."""
         for q in questions:
             unknown = [option for option in q.options if option.strip() not in self.labels]
             if self.labels and unknown:
@@ -104,14 +104,14 @@ class Answerer:
         return predict(self.model, [self.reader(q) for q in questions], self.cfg, self.world)
 
     def show(self, q):
-        """Print each option's probability; returns the scores."""
+        """Print the probability of each option. Returns the scores."""
         scores = self.scores([q])
         for p, option in zip(probabilities(scores[0]), q.options, strict=True):
             print(f"{p:6.1%}  {'#' * round(BAR * p):{BAR}}  {option}")
         return scores
 
     def converse(self):
-        """Ask for questions until an empty line or the end of the input."""
+        """Read and answer questions until an empty line or the end of the input."""
         while text := typed("question"):
             if self.labels:
                 options, context = self.labels, typed("context, if any")
@@ -124,6 +124,6 @@ class Answerer:
 
 
 def typed(what):
-    """A line from the terminal; "" at its end."""
+    """A line from the terminal; "" at the end of the input."""
     print(f"{what}: ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip()

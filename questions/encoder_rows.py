@@ -1,17 +1,20 @@
-"""Rows for an encoder, a network in which every token sees all others: packed.py for baselines/encoder.py.
+"""Rows for an encoder (baselines/encoder.py), a network in which every token sees all others; packed.py for encoders.
 
-Teaches why options cannot share one reading of their question here: the question's tokens see the option after them, so
-their states differ from option to option. What can be shared is a row: it holds several texts, and none sees another.
+Teaches why options cannot share their question here: its tokens see the option after them, so their states differ from
+option to option. What can be shared is a row: it holds several texts, and none sees another.
 Not here: what the tokens are and how they are scored (heads.py); the network (baselines/encoder.py).
 """
 import torch
 
-from questions.packed import Packed, even_rows, row_length
+from questions.packed import Packed, empty_rows, even_rows, places, row_length
 
 
 def read(encoder, trees, pad_id):
-    """(Packed, x_BTD): each branch after its own copy of the prefix, several such texts in a row, and an encoder's last
-    hidden state of each token. branch_end_N is [CLS]: an encoder is asked there, a causal model at the branch's end."""
+    """(Packed, x_BTD): the texts in rows, and the last hidden state of each token of an encoder.
+
+    A text is a branch after its own copy of the prefix. branch_end_N is the column of [CLS], which an encoder's head
+    reads; the head of a causal model reads the branch's last token.
+    """
     packed, type_BT = pack(trees, row_length(encoder), pad_id, encoder.device)
     type_BT = type_BT.clamp(max=encoder.cfg.n_types - 1)
     return packed, encoder.hidden(packed.ids_BT, type_BT, packed.visible_BTS, packed.position_BT)
@@ -20,25 +23,21 @@ def read(encoder, trees, pad_id):
 def pack(trees, length, pad_id, device):
     """Lay the texts into rows of at most `length` tokens, or of the longest text's: (Packed, type_BT)."""
     texts = [(tree.prefix, branch) for tree in trees for branch in tree.branches]
-    rows = even_rows([len(prefix) + len(branch) for prefix, branch in texts], length)
-    width = max(sum(len(texts[i][0]) + len(texts[i][1]) for i in row) for row in rows)
-    ids_BT, position_BT, type_BT, text_BT = torch.zeros(4, len(rows), width, dtype=torch.int64)
+    lengths = [len(prefix) + len(branch) for prefix, branch in texts]
+    rows = even_rows(lengths, length)
+    ids_BT, position_BT, type_BT, text_BT = empty_rows(4, rows, lengths)
     ids_BT += pad_id
-    places = [None] * len(texts)
-    for b, row in enumerate(rows):
-        t = 0
-        for i in row:
-            prefix, branch = texts[i]
-            start = t
-            second = start + len(prefix)
-            t = second + len(branch)
-            ids_BT[b, start:t] = torch.tensor(prefix + branch)
-            position_BT[b, start:t] = torch.arange(t - start)
-            type_BT[b, second:t] = 1
-            text_BT[b, start:t] = i + 1
-            places[i] = b, second - 1, start
-    text_BT = text_BT.to(device)                 # 0 is padding, which sees padding
+    ends = [None] * len(texts)
+    for i, b, start in places(rows, lengths):
+        prefix, branch = texts[i]
+        second, end = start + len(prefix), start + lengths[i]
+        ids_BT[b, start:end] = torch.tensor(prefix + branch)
+        position_BT[b, start:end] = torch.arange(lengths[i])
+        type_BT[b, second:end] = 1
+        text_BT[b, start:end] = i + 1
+        ends[i] = b, second - 1, start
+    text_BT = text_BT.to(device)                 # padding is text 0, and sees padding
     visible_BTS = text_BT[:, :, None] == text_BT[:, None]
     sizes = [len(tree.branches) for tree in trees]
-    places = torch.tensor(places).T.to(device)   # row_N, prefix_end_N, branch_end_N
-    return Packed(ids_BT.to(device), position_BT.to(device), visible_BTS, *places, sizes), type_BT.to(device)
+    ends_3N = torch.tensor(ends).T.to(device)    # row_N, prefix_end_N, branch_end_N
+    return Packed(ids_BT.to(device), position_BT.to(device), visible_BTS, *ends_3N, sizes), type_BT.to(device)

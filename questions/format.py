@@ -1,8 +1,8 @@
-"""A multiple-choice question: one format for every benchmark, written by prepare/ and read by finetune_qa.py.
+"""Multiple-choice questions: one file format for all benchmarks, written by prepare/ and read by finetune_qa.py.
 
     {"id": "12377809", "context": "", "question": "...?", "options": ["yes", "no", "maybe"], "answer": 0}
 
-One JSON object per line. Options may differ in number from question to question; the answer is an index into them.
+One JSON object per line. The number of options may differ between questions. The answer is an index into them.
 """
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -19,7 +19,7 @@ class Question:
     answer: int | None          # None: unknown
 
     def check(self, answered=True):
-        """Raise ValueError if a model cannot be asked this, or (answered) if the answer is not one of the options."""
+        """Raise ValueError if this cannot be asked, or, with `answered`, if the answer is not one of the options."""
         if not all(isinstance(text, str) for text in (self.context, self.question)):
             raise ValueError("context and question must be text")
         if not isinstance(self.options, list) or len(self.options) < 2:
@@ -31,9 +31,9 @@ class Question:
 
 
 def read_questions(path, answered=True, options=()):
-    """The questions of a file; UserError names the line that is wrong.
+    """The questions of a file. UserError names the line that is wrong.
 
-    answered=False: "answer" may be missing. options: those of a question that names none.
+    answered=False: "answer" may be missing. options: the options of a question that has none in the file.
     """
     def question_of(record):
         if type(record["id"]) not in (str, int):
@@ -48,11 +48,11 @@ def read_questions(path, answered=True, options=()):
 
 
 def read_test(path):
-    """The questions of a test, whose ids must differ, because predictions name them."""
+    """The questions of a test. Their ids must differ, because predictions refer to them."""
     questions = read_questions(path)
     if repeated := [id_ for id_, n in Counter(q.id for q in questions).items() if n > 1]:
-        raise UserError(f"{path}: {len(repeated):,} ids occur more than once, such as {repeated[0]}; predictions could "
-                        "not be told apart")
+        raise UserError(f"{path}: {len(repeated):,} ids occur more than once, such as {repeated[0]}; make them unique, "
+                        "because predictions refer to them")
     return questions
 
 

@@ -1,11 +1,11 @@
-"""From a question to a score for each option: what the model reads, and which of its outputs is the answer.
+"""From a question to a score for each option: what the model reads, and which of its outputs is the score.
 
     option        question[SEP] option[SEP]                               one number per option, from its last token
     label         <|CONTEXT|>context<|QUESTION|>question<|ANSWER|>        one number per label, from the last token
     likelihood    context, Question: question, Answer: option             the option's log-probability; no training
 
-The first two are the paper's (section 4): "option" where every question has options of its own (MedQA), "label" where
-all questions share theirs (yes, no, maybe). The third is what a language model can do before it is fine-tuned.
+The first two are from the paper (section 4). "option" is for questions that each have their own options (MedQA),
+"label" for questions that share their options (yes, no, maybe). "likelihood" needs no fine-tuning (zero_shot.py).
 Not here: how trees become rows (packed.py, encoder_rows.py), the network (model.py, baselines/).
 """
 from dataclasses import fields, replace
@@ -23,16 +23,16 @@ ENCODER_TOKENS = ("[CLS]", "[SEP]")
 
 
 class Reader:
-    """Turns questions into trees of ids. `cut` counts the questions that were too long and were shortened."""
+    """Turns questions into trees of ids. `cut` counts the questions that were shortened because they were too long."""
 
-    NEW_TOKENS = {               # tokens that fine-tuning adds to the model; their ids begin at first_new
+    NEW_TOKENS = {               # tokens that fine-tuning adds to the model; the first gets the id first_new
         "option": ("[SEP]", "[PAD]"),
         "label": ("<|CONTEXT|>", "<|QUESTION|>", "<|ANSWER|>", "[PAD]"),
         "likelihood": ("[PAD]",)}
 
     def __init__(self, head, tok, first_new, max_length, labels=()):
         self.head, self.tok, self.max_length, self.labels, self.cut = head, tok, max_length, labels, 0
-        self.front = list(tok.front)     # ids that begin every text of another family; GPT-2 has none
+        self.front = list(tok.front)     # the ids that begin every text of some families; GPT-2 has none
         self.special = {name: tok.specials.get(name, first_new + i) for i, name in enumerate(self.NEW_TOKENS[head])}
         self.pad_id = self.special.get("[PAD]", 0)       # any id will do: no other token sees the padding
 
@@ -47,7 +47,7 @@ class Reader:
         return self.tok.encode(text).tolist()
 
     def end_of(self, ids, room):
-        """The last `room` ids. A question ends in what it asks, so a long one loses its beginning."""
+        """The last `room` ids: the end of a question is where the actual question is."""
         self.cut += len(ids) > room
         return ids[-room:] if room > 0 else []
 
@@ -63,9 +63,9 @@ class Reader:
         question = self.ids(q.question.strip())
         most = self.max_length - len(self.front) - 3
         room = most - len(question)
-        if room < 0:                     # no room for any context, nor for all of the question
+        if room < 0:                     # no room for any context, nor for the whole question
             prefix = [context, asks, *self.end_of(question, most)]
-        else:                            # as in the authors' code, a long context loses its end: the question stays
+        else:                            # a long context loses its end, as in the authors' code
             ids = self.ids(q.context.strip())
             self.cut += len(ids) > room
             prefix = [context, *ids[:room], asks, *question]
@@ -82,16 +82,16 @@ class Reader:
 
 
 def labels_of(questions):
-    """The options that all questions share, sorted, so that every file yields the same order."""
+    """The options of all questions, sorted, so that every file yields the same order."""
     labels = sorted({option.strip() for q in questions for option in q.options})
     if len(labels) > 10:
         raise UserError(f"--head label is for questions that share their options, such as yes and no; these have "
-                        f"{len(labels)} different ones. Use --head option")
+                        f"{len(labels)} different options. Use --head option")
     return labels
 
 
 class EncoderReader(Reader):
-    """The same for an encoder: each branch is read in a row of its own, and [CLS] answers.
+    """The same for an encoder, which reads each branch with a copy of the prefix. The score comes from [CLS].
 
         option        [CLS] question [SEP] option [SEP]
         label         [CLS] question [SEP] context [SEP]
@@ -115,7 +115,7 @@ class EncoderReader(Reader):
     def label(self, q):
         question, context = self.ids(q.question.strip()), self.ids(q.context.strip())
         room = self.max_length - 3 - len(question)
-        if room < 1:                     # no room for any context, nor for all of the question
+        if room < 1:                     # no room for any context, nor for the whole question
             prefix, context = [self.cls, *self.end_of(question, self.max_length - 2), self.sep], []
         else:
             self.cut += len(context) > room
@@ -128,12 +128,12 @@ def reader_for(gpt):
 
 
 def read(gpt, trees, pad_id):
-    """(Packed, x_BTD): the trees in rows, and the last hidden state of each token, for either kind of model."""
+    """(Packed, x_BTD): the trees in rows, and the last hidden state of each token, for both kinds of models."""
     return (packed.read if gpt.causal else encoder_rows.read)(gpt, trees, pad_id)
 
 
 class Classifier(nn.Module):
-    """A model and a linear layer on the last token of every branch (an encoder's first token)."""
+    """A model with a linear layer on the last token of every branch (for an encoder, on the first token)."""
 
     def __init__(self, gpt, pad_id, labels=()):
         super().__init__()
@@ -144,12 +144,8 @@ class Classifier(nn.Module):
         if not labels:
             nn.init.zeros_(self.score.bias)
 
-    @property
-    def h(self):
-        return self.gpt.h            # the blocks that training/parallel.py shards
-
     def forward(self, trees):
-        """trees: one per question. Returns scores_QO in fp32; -inf where a question has fewer options."""
+        """scores_QO (fp32) for trees of one question each; -inf where a question has fewer options."""
         rows, x_BTD = read(self.gpt, trees, self.pad_id)
         scores_NC = self.score(x_BTD[rows.row_N, rows.branch_end_N]).float()
         scores = [of_tree[0, list(tree.classes)] if tree.classes else of_tree[:, 0]
@@ -158,7 +154,7 @@ class Classifier(nn.Module):
 
 
 def drop_language_head(gpt):
-    """A classifier does not predict the next token. For families with a separate head, the configuration says so."""
+    """Remove the language-modelling head, which a classifier does not need, also from the configuration."""
     del gpt.lm_head
     gpt.lm_head = None
     without = {"tied": True, "masked_head": False}              # Llama's, an encoder's
@@ -166,7 +162,7 @@ def drop_language_head(gpt):
 
 
 class Likelihood(nn.Module):
-    """A GPT without a new head: the log-probability, in nats, of each option after its question."""
+    """A GPT without a new head: the log-probability in nats of each option after its question."""
 
     def __init__(self, gpt, pad_id):
         super().__init__()
@@ -178,7 +174,7 @@ class Likelihood(nn.Module):
         scores = []
         places = zip(rows.row_N, rows.prefix_end_N, rows.branch_end_N, branches, strict=True)
         for row, prefix_end, branch_end, branch in places:
-            # The prefix's last token predicts the option's first; each token of the option predicts the next.
+            # The prefix's last token predicts the option's first token; each token of the option predicts the next.
             inside = torch.arange(branch_end - len(branch) + 1, branch_end, device=branch_end.device)
             logits_TV = self.gpt.logits(x_BTD[row, torch.cat([prefix_end[None], inside])]).float()
             target_T = torch.tensor(branch, device=branch_end.device)
@@ -188,7 +184,7 @@ class Likelihood(nn.Module):
 
 
 def predict(model, trees, cfg, world):
-    """The scores of every question's options, as lists, on every process."""
+    """For each question a list of its options' scores, on every process."""
     counts = [len(tree.classes or tree.branches) for tree in trees]
     scores_QO = torch.zeros(len(trees), max(counts), device=world.device)
     for part, of_part in outputs_by_length(model, trees, cfg.batch_size, world, cfg.dtype):

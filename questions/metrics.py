@@ -1,7 +1,7 @@
-"""What a score on a few hundred questions is worth.
+"""Metrics for a few hundred questions, and how far to trust them.
 
-Teaches the interval around an accuracy, F1 (in which rare answers count as much as common ones), calibration, when one
-model is better than another, what guessing reaches, and whether the test was in the training set.
+Teaches the interval of an accuracy, F1 (in which rare answers count as much as common ones), calibration, a test
+whether one model is better than another, what guessing reaches, and how to find test questions in the training set.
 """
 import math
 import re
@@ -17,7 +17,7 @@ def accuracy(predictions, answers):
 
 
 def wilson_interval(share, n):
-    """The 95 % interval of a share measured on n questions: also right for few questions and near 0 and 1.
+    """The 95 % interval of a share measured on n questions. It also holds for few questions, and near 0 and 1.
 
     50.3 % on MedQA's 1,273 questions: wilson_interval(0.503, 1273) -> (0.476, 0.530)
     """
@@ -26,7 +26,7 @@ def wilson_interval(share, n):
 
 
 def macro_f1(predictions, answers):
-    """The mean over the answers that occur of 2 TP / (2 TP + FP + FN): every class counts alike, however rare."""
+    """The mean of 2 TP / (2 TP + FP + FN) over the classes in `answers`. All have the same weight, however rare."""
     scores = []
     for label in set(answers):
         hits = sum(p == a == label for p, a in zip(predictions, answers, strict=True))
@@ -47,8 +47,8 @@ def probabilities(scores):
 
 
 def brier_score(scores, answers):
-    """The mean over questions of sum over options (p - is it the answer)^2: 0 is certain and right, 2 certain and
-    wrong; a guess among n options has 1 - 1/n. (Brier 1950, the multi-category form.)"""
+    """The mean over questions of the sum over options of (p - 1)^2 for the answer and p^2 for the others. 0 means
+    certain and right, 2 certain and wrong, 1 - 1/n a guess among n options. (Brier 1950, for several categories.)"""
     total = 0.0
     for of_question, answer in zip(scores, answers, strict=True):
         p = probabilities(of_question)
@@ -57,8 +57,8 @@ def brier_score(scores, answers):
 
 
 def calibration_error(scores, answers, bins=15):
-    """ECE: of the answers given with probability about p, p should be right. The mean distance between confidence and
-    accuracy in `bins` bins of equal width, weighted by the questions in them (Guo et al. 2017)."""
+    """Expected calibration error: of the answers with probability p, a share of p should be right. The mean difference
+    of confidence and accuracy in `bins` bins of equal width, weighted by their questions (Guo et al. 2017)."""
     p = [probabilities(of_question) for of_question in scores]
     confidence, right = np.array([q.max() for q in p]), np.array([q.argmax() for q in p]) == np.array(answers)
     bin_of = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
@@ -66,9 +66,12 @@ def calibration_error(scores, answers, bins=15):
 
 
 def paired_test(ours, theirs, draws=20_000):
-    """The two-sided p-value of a difference in accuracy on the same questions: ours and theirs give each question's
-    share of right answers (over seeds). If neither were better, the sign of each question's difference would be chance;
-    so they are flipped at random. With one seed a side this is McNemar's exact test, up to the draws."""
+    """The two-sided p-value of a difference in accuracy on the same questions.
+
+    ours, theirs: for each question the share of right answers over the seeds. If neither model were better, the sign of
+    each question's difference would be random; so the test flips signs at random, and counts how often the sum is at
+    least as large. With one seed each this is McNemar's exact test, except for the random draws.
+    """
     difference = np.asarray(ours, dtype=np.float64) - np.asarray(theirs, dtype=np.float64)
     difference = difference[difference != 0]
     if not len(difference):
@@ -81,9 +84,9 @@ def paired_test(ours, theirs, draws=20_000):
 
 
 def guessing_accuracy(train, test):
-    """What two guessers reach on `test`: (chance, always the option that was most often right in `train`).
+    """The accuracy on `test` of two ways to guess: (at random, the option that was most often right in `train`).
 
-    Options that are equally common share the guess.
+    If several options were right equally often, one of them is taken at random.
     """
     right = Counter(q.options[q.answer] for q in train)
     chance = sum(1 / len(q.options) for q in test) / len(test)
@@ -95,11 +98,11 @@ def guessing_accuracy(train, test):
     return chance, commonest / len(test)
 
 
-# ---- Was the test in the training set? ----
+# ---- Overlap of test and training set ----
 
-# Benchmarks come from the same question banks as their training sets, and a score on memorised questions says nothing.
-# Exact overlap: the same context, question and options, ignoring case, punctuation and the order of the options. Near
-# overlap: at least NEAR of the windows of WORDS words of context and question occur in the training questions.
+# Training and test questions often come from the same banks, and a score on memorised questions is worthless.
+# Exact overlap: the same context, question and options, ignoring case, punctuation and the order of the options.
+# Near overlap: of all runs of WORDS words in context and question, at least the share NEAR is in the training set.
 WORDS = 8
 NEAR = 0.5
 
@@ -114,12 +117,12 @@ def windows(q):
 
 
 def same(q):
-    """What is equal in two records of one question."""
+    """A key that is equal for two copies of a question."""
     return tuple(words(f"{q.context} {q.question}")), tuple(sorted(" ".join(words(option)) for option in q.options))
 
 
 def overlap(train, test):
-    """{"exact": n, "near": n, "ids": the first ten} of the test questions that train holds; near excludes exact."""
+    """{"exact": n, "near": n, "ids": the first ten}: test questions that are also in train. near excludes exact."""
     seen, known = {same(q) for q in train}, set().union(*map(windows, train)) if train else set()
     exact = [q.id for q in test if same(q) in seen]
     near = [q.id for q in test if same(q) not in seen

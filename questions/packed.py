@@ -1,12 +1,12 @@
 """Each question is read once: options share their question, and several questions share a row.
 
-An option is scored after its question, so four options would be four rows that repeat the question. But causal
-attention never lets the question see an option: its keys and values are the same in all four. So one row holds
+An option is scored after its question, so four options would take four rows that repeat the question. But in causal
+attention the question never sees an option, and its keys and values are the same in all four. So one row contains
 
     question  option A  option B  option C ...        positions  0 .. 9  10 .. 12  10 .. 13  10 .. 11
 
-with a mask in which each option sees the question and itself, and positions that restart behind the question: a tree.
-Several trees share a row, and none sees another. Scores, loss and gradients are those of separate rows; only dropout
+with a mask in which each option sees the question and itself, and positions that restart after the question: a tree.
+Several trees share a row, and none sees another. Scores, loss and gradients equal those of separate rows. Only dropout
 differs, because the question has one mask for all its options.
 Not here: what the tokens are and how they are scored (heads.py); rows for an encoder (encoder_rows.py).
 """
@@ -17,7 +17,7 @@ import torch
 
 @dataclass(frozen=True)
 class Tree:
-    """A question's tokens, and those of each option that follows it."""
+    """The tokens of a question, and of each option that follows it."""
     prefix: list[int]
     branches: list[list[int]]
     classes: tuple[int, ...] = ()    # head "label": the class of each option; all are scored on the only branch
@@ -27,7 +27,7 @@ class Tree:
 
     @property
     def depth(self):
-        """The number of positions it needs: the length of the longest separate row."""
+        """The length of the longest option with its question: the number of positions that the tree needs."""
         return len(self.prefix) + max(map(len, self.branches))
 
 
@@ -35,56 +35,68 @@ class Tree:
 class Packed:
     """Trees laid into rows. N counts the branches of all trees, in the order of the trees."""
     ids_BT: torch.Tensor             # int64
-    position_BT: torch.Tensor        # int64: of the token in its separate row
+    position_BT: torch.Tensor        # int64: the token's position in a row of its own
     visible_BTS: torch.Tensor        # bool: query t sees key s
     row_N: torch.Tensor              # int64: the row of each branch,
     prefix_end_N: torch.Tensor       # the column of the last token of its prefix,
     branch_end_N: torch.Tensor       # and the column of its own last token
-    sizes: list[int]                 # branches of each tree: they add up to N
+    sizes: list[int]                 # branches of each tree; their sum is N
 
 
 def row_length(gpt):
-    """Tokens per row. Attention over T tokens costs T / 6D of what the matrix products cost: D / 3 keeps it to 6 %."""
+    """Tokens per row. Attention over T tokens costs T / 6D of what the matrix products cost: 6 % with T = D / 3."""
     return gpt.cfg.n_embd // 3
 
 
 def read(gpt, trees, pad_id):
-    """(Packed, x_BTD): the trees in rows, and a causal model's last hidden state of each token."""
+    """(Packed, x_BTD): the trees in rows, and the last hidden state of each token of a causal model."""
     packed = pack(trees, row_length(gpt), pad_id, gpt.ln_f.weight.device)
     return packed, gpt.hidden(packed.ids_BT, visible_BTS=packed.visible_BTS, position_BT=packed.position_BT)
 
 
 def pack(trees, length, pad_id, device=None):
     """Lay trees into rows of at most `length` tokens, or of the longest tree's; the rest of a row is padding."""
-    rows = even_rows([len(tree) for tree in trees], length)
-    width = max(sum(len(trees[i]) for i in row) for row in rows)
-    ids_BT, position_BT, tree_BT, branch_BT = torch.zeros(4, len(rows), width, dtype=torch.int64)
+    lengths = [len(tree) for tree in trees]
+    rows = even_rows(lengths, length)
+    ids_BT, position_BT, tree_BT, branch_BT = empty_rows(4, rows, lengths)
     ids_BT += pad_id
-    ends = [None] * len(trees)
-    for b, row in enumerate(rows):
-        ids, position, tree_of, branch_of = [], [], [], []
-        for i in row:
-            tree, ends[i] = trees[i], []
-            prefix_end = len(ids) + len(tree.prefix) - 1
-            for n, part in enumerate([tree.prefix, *tree.branches]):
-                first = len(tree.prefix) if n else 0
-                ids += part
-                position += range(first, first + len(part))
-                tree_of += [i + 1] * len(part)
-                branch_of += [n] * len(part)
-                if n:
-                    ends[i].append((b, prefix_end, len(ids) - 1))
-        for laid, values in ((ids_BT, ids), (position_BT, position), (tree_BT, tree_of), (branch_BT, branch_of)):
-            laid[b, :len(values)] = torch.tensor(values)
+    ends = [[] for _ in trees]
+    for i, b, t in places(rows, lengths):
+        tree, prefix_end = trees[i], t + len(trees[i].prefix) - 1
+        tree_BT[b, t:t + lengths[i]] = i + 1
+        for n, part in enumerate([tree.prefix, *tree.branches]):
+            first, here = len(tree.prefix) if n else 0, slice(t, t + len(part))
+            ids_BT[b, here] = torch.tensor(part, dtype=torch.int64)
+            position_BT[b, here] = torch.arange(first, first + len(part))
+            branch_BT[b, here] = n
+            t += len(part)
+            if n:
+                ends[i].append((b, prefix_end, t - 1))
     row_N, prefix_end_N, branch_end_N = torch.tensor([end for tree_ends in ends for end in tree_ends]).T.to(device)
     visible_BTS = visible(tree_BT.to(device), branch_BT.to(device))
     return Packed(ids_BT.to(device), position_BT.to(device), visible_BTS, row_N, prefix_end_N, branch_end_N,
                   [len(tree.branches) for tree in trees])
 
 
+# ---- Texts in rows ----
+
+def empty_rows(n, rows, lengths):
+    """n int64 tensors of zeros, as wide as the longest row. rows: lists of indices of `lengths`."""
+    return torch.zeros(n, len(rows), max(sum(lengths[i] for i in row) for row in rows), dtype=torch.int64)
+
+
+def places(rows, lengths):
+    """Yield (i, row, first column) for each text i, row by row."""
+    for b, row in enumerate(rows):
+        t = 0
+        for i in row:
+            yield i, b, t
+            t += lengths[i]
+
+
 def even_rows(lengths, room):
-    """first_fit with the smallest room that gives as few rows: two rows of 700 rather than 850 and 550, because all
-    rows are padded to the longest."""
+    """first_fit with the smallest room that needs no more rows. All rows are padded to the longest, so two rows of 700
+    are better than 850 and 550."""
     room = max(room, max(lengths))
     rows = first_fit(lengths, room)
     smallest = max(max(lengths), -(-sum(lengths) // len(rows)))
@@ -96,7 +108,8 @@ def even_rows(lengths, room):
 
 
 def first_fit(lengths, room):
-    """Indices of `lengths` in rows of at most `room`: the longest first, each into the first row with room left."""
+    """Divide the indices of `lengths` into rows of at most `room`: the longest first, into the first row that has room.
+    """
     rows, left = [], []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         row = next((r for r, space in enumerate(left) if space >= lengths[i]), None)
@@ -110,9 +123,10 @@ def first_fit(lengths, room):
 
 
 def visible(tree_BT, branch_BT):
-    """Query t sees key s: not after it, in the same tree, and in the prefix (branch 0) or in the query's own branch.
+    """visible_BTS: query t sees key s if s is not after t, in the same tree, and in the prefix (branch 0) or in t's own
+    branch.
 
-    Padding is tree 0 and sees the padding before it: the softmax of a query that sees no key is nan.
+    Padding is tree 0 and sees the padding before it, because the softmax of a query that sees no key is nan.
     """
     T = tree_BT.shape[1]
     same_tree = tree_BT[:, :, None] == tree_BT[:, None, :]

@@ -1,12 +1,11 @@
-"""From predictions to a report: the same numbers for our own run and for a file of predictions from elsewhere.
+"""From predictions to a report, for our own runs and for files of predictions from other programs.
 
-Teaches what an accuracy needs before it can be believed: its interval, its spread over seeds, F1, calibration, what
-guessing reaches, whether the test was in the training set, and whether a difference from another model on the same
-questions could be chance.
+Teaches what an accuracy needs before one can trust it: its interval, its deviation over seeds, F1, calibration, what
+guessing reaches, whether the test was in the training set, and whether a difference from another model could be chance.
 Not here: the formulas (metrics.py).
 
-A file of predictions has a JSON object a line: {"id", "prediction"}, the prediction an index or an option's text;
-"scores" (one number per option) if there are any, "seed" if there were several runs.
+A file of predictions has one JSON object per line: {"id", "prediction"}. The prediction is an index or the text of an
+option. Optional are "scores" (one number per option) and "seed" (for several runs).
 """
 import re
 import zlib
@@ -16,27 +15,17 @@ import numpy as np
 
 from plumbing.common import UserError, read_json, read_json_lines
 from plumbing.huggingface import find_folder
-from questions.metrics import (
-    accuracy,
-    brier_score,
-    calibration_error,
-    guessing_accuracy,
-    macro_f1,
-    mean_and_deviation,
-    overlap,
-    paired_test,
-    wilson_interval,
-)
+from questions import metrics
 
 
 def predictions_of(seed, questions, scores):
-    """The records of predictions.jsonl; scores: a list of numbers for each question."""
+    """The records of predictions.jsonl. scores: for each question a list of one number per option."""
     return [{"seed": seed, "id": q.id, "scores": s, "prediction": int(np.argmax(s)), "answer": q.answer}
             for q, s in zip(questions, scores, strict=True)]
 
 
 def read_predictions(path, questions):
-    """The records of a file, checked to answer each question once per seed; UserError names the line that does not."""
+    """The records of a file. Each seed must answer each question once; UserError names the line that is wrong."""
     by_id, seen = {q.id: q for q in questions}, set()
 
     def checked(record):
@@ -51,8 +40,8 @@ def read_predictions(path, questions):
     records = read_json_lines(path, "prediction", "finetune_qa.py writes predictions.jsonl", checked)
     for seed in {record["seed"] for record in records}:
         if lacking := {q.id for q in questions} - {id_ for of, id_ in seen if of == seed}:
-            raise UserError(f"{path}: {len(lacking):,} of {len(questions):,} questions have no prediction, "
-                            f"as {min(lacking)}; all must be answered")
+            raise UserError(f"{path}: {len(lacking):,} of {len(questions):,} questions have no prediction, such as "
+                            f"{min(lacking)}; all must have one")
     return records
 
 
@@ -69,47 +58,53 @@ def prediction(record, q):
 
 
 def assess(questions, records, train=None, compare=""):
-    """The scores in report.json. records: predictions of one or more seeds, in any order. train (questions): adds
-    guessing and overlap. compare (a file of predictions for the same questions): adds the paired test."""
+    """The scores for report.json.
+
+    records    predictions of one or more seeds, in any order
+    train      training questions: adds guessing baselines and overlap
+    compare    a file of predictions for the same questions: adds a paired test
+    """
     runs = {}
     for record in records:
         runs.setdefault(record["seed"], {})[record["id"]] = record
     per_seed = [{"seed": seed} | of_run(questions, [run[q.id] for q in questions]) for seed, run in runs.items()]
-    mean, deviation = mean_and_deviation([run["accuracy"] for run in per_seed])
-    report = {"accuracy": mean, "deviation": deviation, "interval": wilson_interval(mean, len(questions))}
+    mean, deviation = metrics.mean_and_deviation([run["accuracy"] for run in per_seed])
+    report = {"accuracy": mean, "deviation": deviation, "interval": metrics.wilson_interval(mean, len(questions))}
     for name in ("macro_f1", "ece", "brier"):
         if all(name in run for run in per_seed):
-            report[name] = mean_and_deviation([run[name] for run in per_seed])[0]
-    report |= {"n": len(questions), "per_seed": per_seed, "chance": guessing_accuracy([], questions)[0]}
+            report[name] = metrics.mean_and_deviation([run[name] for run in per_seed])[0]
+    report |= {"n": len(questions), "per_seed": per_seed, "chance": metrics.guessing_accuracy([], questions)[0]}
     if train is not None:
-        report |= {"commonest_answer": guessing_accuracy(train, questions)[1], "overlap": overlap(train, questions)}
+        report |= {"commonest_answer": metrics.guessing_accuracy(train, questions)[1],
+                   "overlap": metrics.overlap(train, questions)}
     if parts := by_name(questions, records):
         report["parts"] = parts
     if compare:
         theirs = read_predictions(compare, questions)
         ours, others = (share_right(questions, them) for them in (records, theirs))
         report["compare"] = {"file": str(compare), "accuracy": float(np.mean(others)),
-                             "difference": float(np.mean(ours) - np.mean(others)), "p": paired_test(ours, others)}
+                             "difference": float(np.mean(ours) - np.mean(others)),
+                             "p": metrics.paired_test(ours, others)}
     return report
 
 
 def of_run(questions, records):
-    """The scores of one seed. F1 counts by the options' names where all questions have the same, else by position."""
+    """The scores of one seed. The classes of F1 are the options' names if all questions share them, else positions."""
     shared = len({tuple(sorted(q.options)) for q in questions}) == 1
     predicted, answers = ([q.options[r[key]] if shared else r[key] for q, r in zip(questions, records, strict=True)]
                           for key in ("prediction", "answer"))
-    right = accuracy(predicted, answers)
-    run = {"accuracy": right, "n": len(questions), "interval": wilson_interval(right, len(questions)),
-           "macro_f1": macro_f1(predicted, answers)}
+    right = metrics.accuracy(predicted, answers)
+    run = {"accuracy": right, "n": len(questions), "interval": metrics.wilson_interval(right, len(questions)),
+           "macro_f1": metrics.macro_f1(predicted, answers)}
     scores = [r["scores"] for r in records]
     if all(s is not None for s in scores):
-        run |= {"ece": calibration_error(scores, [q.answer for q in questions]),
-                "brier": brier_score(scores, [q.answer for q in questions])}
+        run |= {"ece": metrics.calibration_error(scores, [q.answer for q in questions]),
+                "brier": metrics.brier_score(scores, [q.answer for q in questions])}
     return run
 
 
 def by_name(questions, records):
-    """The score of each part of a test whose ids are NAME-NUMBER, as MMLU's subjects are; {} where they are not."""
+    """The accuracy of each part of a test whose ids are NAME-NUMBER, such as MMLU's subjects; {} for other ids."""
     names = [match[1] if (match := re.fullmatch(r"(.+)-\d+", q.id)) else "" for q in questions]
     if "" in names or not 2 <= len(set(names)) <= 20:
         return {}
@@ -117,7 +112,7 @@ def by_name(questions, records):
     for part in sorted(set(names)):
         of_part = [r for name, r in zip(names, right, strict=True) if name == part]
         mean = sum(of_part) / len(of_part)
-        parts[part] = {"accuracy": mean, "interval": wilson_interval(mean, len(of_part)), "n": len(of_part)}
+        parts[part] = {"accuracy": mean, "interval": metrics.wilson_interval(mean, len(of_part)), "n": len(of_part)}
     return parts
 
 

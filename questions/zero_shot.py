@@ -1,15 +1,18 @@
-"""Zero-shot answers: the option that a language model finds most likely after the question, without fine-tuning.
+"""Zero-shot answers: the option that is most likely after the question, without fine-tuning.
 
     python finetune_qa.py zeroshot --model stanford-crfm/BioMedLM --test data/qa/medqa_test.jsonl --out out/zeroshot
-    python finetune_qa.py zeroshot --protocol letters --model ... --test ...     # the protocol that most papers quote
+    python finetune_qa.py zeroshot --protocol letters --model ... --test ...     # the protocol of most papers
 
-Protocol "options": the model reads "Question: ... Answer:" and each option's text after it is scored. A long option is
-less likely than a short one only because it has more tokens. So there are three scores: the log-probability itself
-("raw"), divided by the option's characters, and divided by its bytes (comparable between tokenizers). Protocol
-"letters": the options are listed as "A. ...", "B. ..." before "Answer:", and only the letter is scored; all letters
-have the same length, so there is one score. In EleutherAI's lm-evaluation-harness "raw" is acc and "per_character" is
-acc_norm; bench/harness.py compares the two programs question by question. Models of a few billion parameters score
-little above chance on examinations in this way, which is why BioMedLM is fine-tuned.
+Protocol "options": the model reads "Question: ... Answer:", and the text of each option after it is scored. A long
+option is less likely than a short one just because it has more tokens. So there are three scores: the log-probability
+("raw"), divided by the option's characters, and divided by its bytes (comparable between tokenizers).
+
+Protocol "letters": the options are listed as "A. ...", "B. ..." before "Answer:", and only the letter is scored. All
+letters have the same length, so there is one score.
+
+In EleutherAI's lm-evaluation-harness "raw" is called acc and "per_character" acc_norm; bench/harness.py compares both
+programs question by question. On examinations, models of a few billion parameters score little above chance in this
+way. That is why BioMedLM is fine-tuned.
 Not here: the log-probability itself (questions/heads.py).
 """
 import string
@@ -39,17 +42,17 @@ class ZeroShot:
     protocol: Literal["options", "letters"] = "options"      # score each option's text, or its letter in a list
     batch_size: int = 16
     max_length: int = 1024
-    dtype: Literal["auto", "bfloat16", "float32"] = "auto"   # of matrix products; float32 to compare with others
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"   # of matrix products; float32 to compare programs
 
 
 def zero_shot(cfg):
-    """Write report.json and one file of predictions per score; returns the report."""
+    """Write report.json and one file of predictions for each score. Returns the report."""
     world = World(0, 1, pick_device())
     cfg, test = replace(cfg, dtype=matrix_dtype(cfg.dtype, world.device)), read_questions(cfg.test)
     asked = [lettered(q) for q in test] if cfg.protocol == "letters" else test
     gpt, tok = load(cfg.model, torch.float32, world.device)
     reader = Reader("likelihood", tok, len(tok), min(cfg.max_length, gpt.cfg.n_positions))
-    # TRAP: a new token [PAD] would be one more logit in every softmax. Any id will do: no option sees the padding.
+    # TRAP: a new token [PAD] would add a logit to every softmax. Any id will do, because no option sees the padding.
     raw = predict(Likelihood(gpt, pad_id=0), [reader(q) for q in asked], cfg, world)
 
     report = {"truncated": {"test": reader.cut}, "settings": asdict(cfg), "commit": git_commit()}
@@ -66,14 +69,15 @@ def zero_shot(cfg):
     return report
 
 
-# What a log-probability is divided by. The space before the option is one of its bytes, since the model reads it; among
-# the characters it does not count, as in lm-evaluation-harness.
+# The divisor of the log-probability. The space before the option, which the model reads, counts as one of its bytes.
+# It does not count as a character, as in lm-evaluation-harness.
 LENGTHS = {"raw": lambda option: 1, "per_character": len, "per_byte": lambda option: len(f" {option}".encode())}
 
 
 def lettered(q):
-    """The question with its options listed after it, and their letters as the options."""
+    """The question with its options listed at its end, and their letters as its options."""
     if len(q.options) > len(LETTERS):
-        raise UserError(f"question {q.id}: {len(q.options)} options, more than letters; use --protocol options")
+        raise UserError(f"question {q.id}: {len(q.options)} options need more letters than there are; use "
+                        "--protocol options")
     listed = [f"{letter}. {option.strip()}" for letter, option in zip(LETTERS, q.options, strict=False)]
     return replace(q, question="\n".join([q.question.strip(), *listed]), options=list(LETTERS[:len(listed)]))

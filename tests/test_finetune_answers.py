@@ -152,7 +152,7 @@ def test_the_reference_has_the_log_perplexity_that_the_saved_model_gives_it(cfg,
 
 
 def test_a_lora_model_is_saved_with_its_additions_merged_in(cfg, tmp_path):
-    model, tok, read = finetune_answers.build(replace(cfg, lora_rank=3), ALONE)
+    model, tok, read = finetune_answers.build(replace(cfg, lora_rank=3))
     assert {name.split(".")[-1] for name, p in model.named_parameters() if p.requires_grad} == {"a", "b", "new"}
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -166,7 +166,7 @@ def test_a_lora_model_is_saved_with_its_additions_merged_in(cfg, tmp_path):
 
 def test_a_model_that_knows_the_start_token_gets_no_second_one(cfg, tmp_path):
     finetune_answers.main(cfg)
-    model, tok, _ = finetune_answers.build(replace(cfg, model=str(tmp_path / "out/model"), lora_rank=2), ALONE)
+    model, tok, _ = finetune_answers.build(replace(cfg, model=str(tmp_path / "out/model"), lora_rank=2))
     assert model.gpt.cfg.vocab_size == len(tok) == 302
     choose_weights(model, replace(cfg, lora_rank=0), 0)
 

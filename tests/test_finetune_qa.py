@@ -411,6 +411,8 @@ def test_restart_discards_the_interrupted_run_once_and_not_again_when_the_launch
         assert left.is_dir()
         with pytest.raises(UserError, match="another run"), finetuning.prepare_out(cfg, ALONE, "seeds"):
             pass
+    assert not left.exists(), "the run has ended well"
+    left.mkdir(parents=True)
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
     with finetuning.prepare_out(replace(cfg, restart=True), ALONE, "seeds"):
         assert not left.exists() and (tmp_path / "qa" / "discarded" / "seeds" / "0").is_dir()

@@ -1,24 +1,27 @@
-"""AdamW whose two moments take a byte each instead of four: what lets 2.6 billion weights be tuned on one 24 GB GPU.
+"""AdamW with one byte for each of its two moments instead of four. This makes it possible to fine-tune 2.6 billion
+weights on one 24 GB GPU.
 
-A moment is cut into blocks of 256 numbers that share a scale, their largest magnitude. Below it lie levels at equal
-*ratios*, because what counts in m / sqrt(v) is the relative error: 127 levels and a sign for m, 255 for v, each 2^(1/8)
-times the one below. Numbers are rounded at random to one of their two neighbours so that the mean is right. TRAP: v
-moves by a thousandth a step; rounded to the nearest level, which is 4 % away, it would never move at all. Weights in
-bfloat16 are rounded at random for the same reason: a step of 2e-6 is far below their last bit.
+A moment is cut into blocks of 256 numbers that share a scale, their largest magnitude. Each number is stored as one of
+127 levels with a sign (m), or of 255 levels (v). Each level is 2^(1/8) times the one below, because the relative error
+is what matters in m / sqrt(v).
 
-Why not torchao's AdamW8bit: its state cannot be saved by checkpoint.py, and its step is compiled for every shape (23 s
-for two matrices here) or keeps temporaries as large as the largest weight. The state here is plain tensors.
-For one process: fsdp already divides the moments. Dettmers et al. 2022 (arXiv 2110.02861).
+Numbers are rounded at random to one of the two nearest levels, so that the mean is right. TRAP: v changes by a
+thousandth per step. With rounding to the nearest level, which is 4 % away, it would never change. Weights in bfloat16
+are rounded at random for the same reason: a step of 2e-6 is far below their last bit.
+
+Why not torchao's AdamW8bit: checkpoint.py cannot save its state. Its step is compiled for every shape (23 s for two
+matrices here), or needs temporaries as large as the largest weight. The state here consists of plain tensors.
+For one process only, because fsdp already divides the moments. Dettmers et al. 2022 (arXiv 2110.02861).
 """
 import torch
 
 BLOCK = 256
-LEVELS_AN_OCTAVE = 8
-CHUNK = BLOCK * 2**16        # numbers at once: temporaries are 64 MiB each, not as large as the largest weight
+LEVELS_PER_OCTAVE = 8
+CHUNK = BLOCK * 2**16        # numbers at once, so that temporaries have 64 MiB and not the size of the largest weight
 
 
 class AdamW8bit(torch.optim.Optimizer):
-    """torch.optim.AdamW, for one process; a step draws from torch's global random numbers."""
+    """torch.optim.AdamW, for one process. A step draws from torch's global random generator."""
 
     def __init__(self, params, lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0):
         super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay))
@@ -60,14 +63,14 @@ class AdamW8bit(torch.optim.Optimizer):
 
 
 def quantize(x, signed):
-    """x (1-D fp32) to (codes, uint8 of whole blocks; scales, fp32 a block). Code 0 is 0; the highest is the scale."""
+    """x (1-D fp32) to (codes, uint8, padded to whole blocks; scales, fp32, one per block). Code 0 is the number 0."""
     x = torch.nn.functional.pad(x, (0, -len(x) % BLOCK)).view(-1, BLOCK)
     top, magnitude = 127 if signed else 255, x.abs()
     scale = magnitude.amax(1)
     magnitude = magnitude / scale.clamp(min=torch.finfo(torch.float32).tiny)[:, None]
-    level = (top + LEVELS_AN_OCTAVE * magnitude.log2()).floor_().clamp_(0, top - 1)      # the level below ...
+    level = (top + LEVELS_PER_OCTAVE * magnitude.log2()).floor_().clamp_(0, top - 1)      # the level below x ...
     low, high = value_of(level, top), value_of(level + 1, top)
-    level += torch.rand_like(level) * (high - low) < magnitude - low                     # ... or the one above it
+    level += torch.rand_like(level) * (high - low) < magnitude - low                     # ... or the one above
     codes = level + 128 * (x < 0) if signed else level
     return codes.to(torch.uint8).view(-1), scale
 
@@ -79,11 +82,12 @@ def dequantize(codes, scale, signed):
 
 
 def value_of(level, top):
-    """The magnitude of a level, as a share of the block's largest."""
-    return torch.exp2((level - top) / LEVELS_AN_OCTAVE) * (level > 0)
+    """The magnitude of a level, relative to the block's scale."""
+    return torch.exp2((level - top) / LEVELS_PER_OCTAVE) * (level > 0)
 
 
 def randomly_rounded_to_bfloat16(x):
-    """fp32 to bf16, up or down with the probabilities that keep the mean: random bits below bf16's last, then a cut."""
+    """fp32 to bf16, rounded up or down at random so that the mean is right: add random bits below bf16's last bit, then
+    cut them off."""
     bits = x.view(torch.int32) + torch.randint_like(x, 2**16, dtype=torch.int32)
     return (bits & -(2**16)).view(torch.float32).to(torch.bfloat16)

@@ -1,15 +1,17 @@
-"""What every fine-tuning has in common: its settings, the training loop, and how a dev or test set is read.
+"""What every fine-tuning has in common: its settings, the training loop, evaluation in batches, and its results.
 
-Teaches that fine-tuning is train.py's step over examples instead of windows, with a rate that rises for half of the run
-and falls for the other half, and an evaluation on dev now and then, because the last weights are rarely the best.
+Teaches that fine-tuning takes train.py's step over examples instead of windows. The learning rate rises for the first
+part of the run and then falls. The model is evaluated on dev from time to time, because the last weights are rarely the
+best.
 Not here: the loss and the metrics (finetune_qa.py, finetune_answers.py); which weights learn (trainable.py); processes
 (parallel.py); checkpoints (checkpoint.py).
 """
 import math
 import shutil
+import time
 import zlib
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -18,12 +20,21 @@ import torch
 from torch.distributed.fsdp import FSDPModule
 from tqdm import tqdm
 
-from plumbing.common import UserError, fixed_settings, free, read_json, write_json, written_whole
+from plumbing.common import (
+    UserError,
+    fixed_settings,
+    free,
+    git_commit,
+    read_json,
+    write_json,
+    write_json_lines,
+    written_whole,
+)
 from plumbing.huggingface import add_tensors, write_model_card
-from plumbing.runtime import autocast, stop_on_signals
+from plumbing.runtime import autocast, matrix_dtype, stop_on_signals
 from training.checkpoint import Checkpoints, set_aside, the_only_run, whole_weights
-from training.parallel import average_gradients, clip_gradients
-from training.trainable import make_optimizer, merged, trained
+from training.parallel import average_gradients, clip_gradients, device_mesh, join_world, shard_model
+from training.trainable import check_weights, make_optimizer, merged, trained
 
 
 @dataclass(frozen=True)
@@ -48,26 +59,43 @@ class Finetuning:
     restart: bool = free(False)              # discard what an interrupted run left in OUT
 
 
-# For check_ranges, together with a script's own settings; check_weights has the others. epochs: at least one step.
+# For check_ranges, together with the ranges of a script's own settings. check_weights checks the other settings.
+# epochs: the smallest value means one step.
 RANGES = {"epochs": (1e-6, None), "batch_size": (1, None), "micro_batch_size": (1, None), "learning_rate": (0, None),
           "warmup_ratio": (0, 1), "weight_decay": (0, None), "grad_clip": (0, None),
           "checkpoint_every": (0, None)}
 
 
+def check_seeds(seeds):
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise UserError("--seeds must name at least one seed, and none twice")
+
+
+@contextmanager
+def processes_of(cfg):
+    """Yield (cfg, world): the processes that torchrun started, and the settings with the dtype that their device
+    computes in. UserError for settings that do not go together."""
+    with join_world(cfg.parallel) as world:
+        cfg = replace(cfg, dtype=matrix_dtype(cfg.dtype, world.device))
+        check_weights(cfg)
+        yield cfg, world
+
+
 # ---- The training loop ----
 
 def fine_tune(cfg, world, seed, folder, model, n_train, loss_of, evaluate, fixed, evaluate_every=0):
-    """Train `model` on n_train examples for cfg.epochs, from the newest checkpoint in `folder` if there is one.
+    """Train `model` (on the CPU so far) on n_train examples for cfg.epochs. Resumes from the newest checkpoint in
+    `folder` if there is one.
 
-    loss_of(net, indices)  the sum of the losses of these examples; net is the model, perhaps wrapped by ddp
-    evaluate(step, best)   runs on dev every `evaluate_every` steps (0: after each epoch) and after the last step.
-                           Returns (metrics, best): what the log says of this step, and the best evaluation so far.
+    loss_of(net, indices)  the sum of the losses of these examples; net is the model, wrapped if --parallel is ddp
+    evaluate(step, best)   evaluates on dev every `evaluate_every` steps (0: after each epoch) and after the last step.
+                           Returns (metrics, best): the metrics to log for this step, and the best evaluation so far.
                            Both are JSON objects; best is {} at first
-    fixed                  the settings that a resumed run must share: run_settings
+    fixed                  the settings that must not change before a run is resumed: run_settings
 
     Returns (log, best): a JSON object for each step, and the best evaluation.
     """
-    ddp = average_gradients(model, world, cfg.parallel)
+    ddp = distribute(model, world, cfg)
     optimizer = make_optimizer(model, cfg)
     epoch_steps = -(-n_train // cfg.batch_size)
     steps = math.ceil(cfg.epochs * epoch_steps)
@@ -86,7 +114,7 @@ def fine_tune(cfg, world, seed, folder, model, n_train, loss_of, evaluate, fixed
             loss = accumulate_gradients(model, ddp, batch, loss_of, cfg, world)
             grad_norm = clip_gradients(trained(model), cfg.grad_clip).item()
 
-            # agree: the loss of all processes; one signal stops them all
+            # agree: add up the loss of all processes, and stop all if one of them received a signal
             loss, stop = world.vote(loss, signals)
             if not math.isfinite(loss + grad_norm):
                 raise UserError(f"seed {seed}, step {step}: the loss is {loss}, the gradient {grad_norm}; lower "
@@ -115,15 +143,25 @@ def fine_tune(cfg, world, seed, folder, model, n_train, loss_of, evaluate, fixed
     return log, best
 
 
+def distribute(model, world, cfg):
+    """Move the model from the CPU to this process's device. Returns the module to compute the loss with."""
+    if cfg.parallel == "fsdp":               # each process only moves its own slices
+        shard_model(model, device_mesh(world, 0), cfg.dtype, model.gpt.h)
+    else:
+        model.to(world.device)
+    return average_gradients(model, world, cfg.parallel)
+
+
 def batch_of(step, n_train, batch_size, seed):
-    """(epoch, indices) of a step: each epoch reads all examples in an order of its own; its last batch may be short."""
+    """(epoch, indices of the examples) of a step. Each epoch reads all examples in its own random order; its last batch
+    may be shorter."""
     epoch, i = divmod(step, -(-n_train // batch_size))
     order = np.random.default_rng((seed, epoch)).permutation(n_train)
     return epoch, order[i * batch_size:(i + 1) * batch_size]
 
 
 def accumulate_gradients(model, ddp, batch, loss_of, cfg, world):
-    """Add the gradient of the batch's mean loss; returns this process's share of that loss."""
+    """Add the gradient of the batch's mean loss to the parameters. Returns this process's share of that loss."""
     model.train()
     loss = torch.zeros((), device=world.device)
     for part, weight, last in parts(batch, world, cfg.micro_batch_size):
@@ -131,14 +169,14 @@ def accumulate_gradients(model, ddp, batch, loss_of, cfg, world):
             ddp.require_backward_grad_sync = last
         with computing(model, world, cfg.dtype):
             part_loss = weight * loss_of(ddp, part) / len(batch)
-        # Gradients are averaged over the processes, but each holds a share of the mean: times size, it is their sum.
+        # ddp and fsdp average gradients over the processes, but the shares of the mean must be added up.
         (part_loss * world.size).backward()
         loss += part_loss.detach()
     return loss
 
 
 def learning_rate(step, steps, cfg):
-    """Linear warm-up over the first part of the run, then linearly down to 0."""
+    """Linear warm-up over the first part of the run, then linear decay to 0."""
     warmup = max(1, round(cfg.warmup_ratio * steps))
     return cfg.learning_rate * min((step + 1) / warmup, (steps - step) / max(1, steps - warmup + 1))
 
@@ -151,10 +189,10 @@ def set_rate(optimizer, rate):
 # ---- Examples, a few at a time ----
 
 def parts(batch, world, size):
-    """Yield (indices, weight, is it the last?): this process's examples of a batch, `size` at a time.
+    """Yield (indices, weight, whether it is the last part): this process's examples of a batch, `size` at a time.
 
-    All processes get the same number of parts, because fsdp needs all of them in every pass. A process that has no
-    examples left repeats one with weight 0.
+    All processes get the same number of parts, because with fsdp all must take part in every pass. A process that has
+    no examples left repeats one with weight 0.
     """
     mine = batch[world.rank::world.size]
     n = -(-len(batch) // world.size)
@@ -164,13 +202,15 @@ def parts(batch, world, size):
 
 
 def computing(model, world, dtype):
-    """The context of a forward pass: matrix products in `dtype`. (fsdp casts by itself.)"""
+    """A context in which matrix products are computed in `dtype`. (fsdp casts by itself.)"""
     return autocast(world.device, "float32" if isinstance(model, FSDPModule) else dtype)
 
 
 def outputs_by_length(model, examples, size, world, dtype):
-    """Yield (indices, output) for this process's share of the examples, `size` at a time: the forward passes of an
-    evaluation. Examples of similar length (their len()) share a pass, so that little is padding."""
+    """Evaluate: yield (indices, the model's output) for this process's share of the examples, `size` at a time.
+
+    Examples of similar length, by len(), are in one batch, so that there is little padding.
+    """
     model.eval()
     order = np.argsort([len(example) for example in examples], kind="stable")
     for start in range(0, len(order), size * world.size):
@@ -181,27 +221,34 @@ def outputs_by_length(model, examples, size, world, dtype):
                 yield part, output
 
 
-# ---- What an interrupted run leaves, and a finished one ----
+# ---- Interrupted and finished runs ----
 
 def run_settings(cfg, files):
-    """The settings that a resumed run must share with the interrupted one; the files count by their content."""
+    """The settings that must not change before an interrupted run is resumed. files: settings that name a file; its
+    content must not change."""
     return fixed_settings(cfg) | {name: zlib.crc32(Path(getattr(cfg, name)).read_bytes()) for name in files}
 
 
 @contextmanager
-def prepare_out(cfg, world, left_over):
-    """Hold OUT, which must be a folder that can be written and that no other run is writing. With --restart, what an
-    interrupted run left in OUT/left_over is set aside, and deleted when this run has ended well."""
+def prepare_out(cfg, world, checkpoints):
+    """Create the folder OUT and lock it against other runs. When the run has ended well, delete OUT/`checkpoints`, from
+    which an interrupted run resumes. With --restart, set what an earlier run left there aside, and delete it then."""
     with the_only_run(cfg.out, world):
         if cfg.restart:
-            set_aside(cfg.out, world, left_over)
+            set_aside(cfg.out, world, checkpoints)
         yield
         if world.rank == 0:
+            shutil.rmtree(Path(cfg.out) / checkpoints, ignore_errors=True)
             shutil.rmtree(Path(cfg.out) / "discarded", ignore_errors=True)
 
 
+def seed_folder(cfg, seed):
+    """Where a script that fine-tunes once for each seed keeps this seed's checkpoint and best model."""
+    return Path(cfg.out) / "seeds" / str(seed)
+
+
 def resume(checkpoints, model, optimizer, fixed):
-    """Fill model and optimizer from the newest checkpoint, if there is one. Returns (first step to take, log, best)."""
+    """Load model and optimizer from the newest checkpoint, if there is one. Returns (first step to take, log, best)."""
     state = {"log": [], "best": {}}
 
     def accept(folder, saved):
@@ -209,7 +256,7 @@ def resume(checkpoints, model, optimizer, fixed):
         if changed := [name for name, now in fixed.items() if was.get(name) != now]:
             name = changed[0]
             raise UserError(f"{folder}: an interrupted run with {name} = {was.get(name)}, now it is {fixed[name]}; use "
-                            "the same, another --out, or --restart to discard it")
+                            "the old value, another --out, or --restart to discard that run")
         state.update(log=saved["log"], best=saved["best"])
 
     first = checkpoints.load(model, optimizer, accept)
@@ -217,8 +264,8 @@ def resume(checkpoints, model, optimizer, fixed):
 
 
 def save_model(model, tok, folder, world, about=None):
-    """Write model.gpt as a Hugging Face folder, low-rank additions merged in, plus the task head's tensors. All
-    processes call it; the first one writes. about: what else config.json says."""
+    """Write model.gpt, with low-rank additions merged in, and the task head's tensors as a Hugging Face folder. All
+    processes must call it; the first one writes. about: more entries for config.json."""
     whole = whole_weights(model)
     if world.rank:
         return
@@ -235,8 +282,21 @@ def save_model(model, tok, folder, world, about=None):
         write_json(temporary / "config.json", config | (about or {}))
 
 
-def write_card(folder, cfg, test_file, result):
-    """The model card of a fine-tuned model. result: the report's summary, a line."""
+def write_results(cfg, best, log, predictions, report, test_file, summary):
+    """Write log.jsonl, predictions.jsonl, report.json and model/ into OUT. best: the folder that save_model wrote;
+    OUT/model is a copy with a model card. summary: the report in words, for the card."""
+    out = Path(cfg.out)
+    write_json_lines(out / "log.jsonl", log)
+    write_json_lines(out / "predictions.jsonl", predictions)
+    write_json(out / "report.json", report)
+
     settings = {name: getattr(cfg, name) for name in ("epochs", "batch_size", "learning_rate", "lora_rank")}
-    write_model_card(folder, {"Fine-tuned from": cfg.model, "Test": {"file": Path(test_file).name, "result": result},
-                              "Settings": settings})
+    with written_whole(out / "model") as folder:
+        shutil.copytree(best, folder)
+        write_model_card(folder, {"Fine-tuned from": cfg.model,
+                                  "Test": {"file": Path(test_file).name, "result": summary}, "Settings": settings})
+
+
+def run_facts(cfg, started):
+    """The facts about the run itself for report.json. started: time.perf_counter() at its beginning."""
+    return {"seconds": time.perf_counter() - started, "settings": asdict(cfg), "commit": git_commit()}

@@ -98,11 +98,12 @@ def device_mesh(world, shard):
     return init_device_mesh(world.device.type, (world.size // shard, shard), mesh_dim_names=("replicate", "shard"))
 
 
-def shard_model(model, mesh, dtype):
-    """Slice every parameter over the mesh; a block's are gathered for its forward and again for its backward pass."""
+def shard_model(model, mesh, dtype, blocks=None):
+    """Slice every parameter over the mesh. The parameters of each of the blocks (model.h if None) are gathered for its
+    forward pass, and again for its backward pass."""
     # Blocks are computed and sent in bf16; gradients are summed, and weights kept, in fp32 (the paper's table 6).
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if dtype == "bfloat16" else MixedPrecisionPolicy()
-    for block in model.h:
+    for block in model.h if blocks is None else blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)          # the rest: embeddings, the tied head, ln_f
 

@@ -81,8 +81,8 @@ def test_the_file_is_believed_only_where_its_offsets_are_right(tmp_path):
 
 
 @pytest.mark.parametrize("content, words", [
-    ({"data": [{"paragraphs": [{"context": "x"}]}]}, "no questions in SQuAD's shape"), ({"data": []}, "no question"),
-    ([1], "no questions in SQuAD's shape"),
+    ({"data": [{"paragraphs": [{"context": "x"}]}]}, "no questions in SQuAD's format"), ({"data": []}, "no question"),
+    ([1], "no questions in SQuAD's format"),
     ({"data": [{"paragraphs": [{"context": "x", "qas": [{"id": 1, "question": "?", "answers": []}] * 2}]}]}, "twice")])
 def test_a_file_of_another_shape_is_named(tmp_path, content, words):
     (tmp_path / "s.json").write_text(json.dumps(content))
@@ -255,7 +255,7 @@ def test_a_model_learns_to_point_and_its_folder_points_in_transformers_too(cfg, 
     predictions = [json.loads(line) for line in open(tmp_path / "out/predictions.jsonl")]
     texts = {item.id: item.context for item in read_squad(cfg.test)[0]}
     assert all(p["answer"] in texts[p["id"]] for p in predictions) and not (tmp_path / "out/seeds").exists()
-    model, tok, reader = finetune_span.build(replace(cfg, model=str(tmp_path / "out/model")), ALONE, 0)
+    model, tok, reader = finetune_span.build(replace(cfg, model=str(tmp_path / "out/model")), 0)
     theirs = (GPT2ForQuestionAnswering if family == "gpt" else BertForQuestionAnswering).from_pretrained(
         tmp_path / "out/model").eval()
     items, _ = read_squad(cfg.test)
@@ -291,7 +291,7 @@ def test_questions_without_an_answer_are_left_unanswered_by_a_threshold_of_devs(
 @pytest.mark.parametrize("changes", [{"lora_rank": 2, "recompute_every": 1}, {"untrained": True, "moments": "8bit"}])
 def test_low_rank_additions_and_the_untrained_twin_go_through_and_can_be_read_again(cfg, tmp_path, changes):
     finetune_answers.main(replace(cfg[0], epochs=1, **changes))
-    model, tok, _ = finetune_span.build(replace(cfg[0], model=str(tmp_path / "out/model")), ALONE, 0)
+    model, tok, _ = finetune_span.build(replace(cfg[0], model=str(tmp_path / "out/model")), 0)
     assert {"<|QUESTION|>", "<|CONTEXT|>", "<|ANSWER|>"} <= set(tok.specials) and len(tok) == model.gpt.cfg.vocab_size
 
 
@@ -303,7 +303,7 @@ def test_a_family_with_a_head_of_its_own_comes_back_with_it(cfg, world, tmp_path
     before, after = (load_model(folder) for folder in (cfg.model, tmp_path / "out/model"))
     torch.testing.assert_close(after.lm_head.weight[:301], before.lm_head.weight[:301])
     assert after.cfg.vocab_size == 304
-    model, _, _ = finetune_span.build(replace(cfg, model=str(tmp_path / "out/model"), lora_rank=0), ALONE, 0)
+    model, _, _ = finetune_span.build(replace(cfg, model=str(tmp_path / "out/model"), lora_rank=0), 0)
     assert not model.gpt.lm_head.weight.requires_grad
 
 

@@ -14,7 +14,7 @@ from tokenizers.processors import BertProcessing
 
 import finetune_qa
 from baselines import load, load_tokenizer, pretrain_encoder
-from baselines.encoder import ASIDE, Encoder, EncoderConfig
+from baselines.encoder import NOT_READ, Encoder, EncoderConfig
 from baselines.pretrain_encoder import PretrainEncoder
 from baselines.subwords import Subwords
 from finetune_qa import FinetuneQA
@@ -115,7 +115,7 @@ def test_a_tensor_that_nobody_knows_is_named_and_a_missing_head_too(tmp_path):
     save_file(tensors | {"electra.encoder.layer.0.adapter.weight": torch.ones(1)}, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match="encoder.layer.0.adapter.weight"):
         Encoder.from_pretrained(tmp_path)
-    assert not any(name.startswith("encoder") for name in ASIDE)
+    assert not any(name.startswith("encoder") for name in NOT_READ)
 
 
 def test_new_tokens_leave_the_others_logits_alone_and_travel_in_the_folder(tmp_path):

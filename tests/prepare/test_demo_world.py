@@ -56,9 +56,9 @@ def test_no_entity_of_one_part_is_asked_about_in_another(questions):
 
 def test_families_are_not_split(questions, entities):
     part_of = {asked(q)[0]: part for part in PARTS for q in questions[part]}
-    for sign in sorted({sign for e in entities.values() for sign in demo.telling(e)}):
+    for sign in sorted({sign for e in entities.values() for sign in demo.signs_in(e)}):
         for kind in demo_facts.FACTS:
-            parts = {part_of[e.name] for e in entities.values() if e.kind == kind and sign in demo.telling(e)}
+            parts = {part_of[e.name] for e in entities.values() if e.kind == kind and sign in demo.signs_in(e)}
             assert len(parts) <= 1, f"{sign} is in {parts}"
 
 

@@ -200,7 +200,7 @@ def test_a_file_in_the_place_of_out_is_named(cfg, tmp_path):
 
 @pytest.mark.parametrize("url, words", [
     ("ftp://x/", "begins with https"), ("http://127.0.0.1:{port}/nowhere", "404"),
-    ("http://127.0.0.1:{port}/empty/", "links to no pubmed")])
+    ("http://127.0.0.1:{port}/empty/", "has no links to pubmed")])
 def test_a_wrong_address_is_named(cfg, server, url, words):
     with pytest.raises(UserError, match=words):
         download(replace(cfg, url=url.format(port=server.server_port)))

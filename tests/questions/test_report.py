@@ -116,7 +116,7 @@ def test_two_files_are_compared_question_by_question_over_their_seeds(tmp_path):
 
 
 @pytest.mark.parametrize("change, words", [
-    (lambda lines: lines[:-1], "1 of 10 questions have no prediction, as 9"),
+    (lambda lines: lines[:-1], "1 of 10 questions have no prediction, such as 9"),
     (lambda lines: lines + lines[:1], "line 11: no prediction .answers 0 a second time"),
     (lambda lines: ["{"] + lines, "line 1: no prediction"), (lambda lines: ["[]"] + lines, "line 1: no prediction"),
     (lambda lines: ['{"id": "x", "prediction": 0}'] + lines, "line 1: no prediction .x is no question"),
