@@ -42,7 +42,6 @@ from plumbing.common import (
     speaking_to_the_user,
     write_json,
     write_json_lines,
-    written_whole,
 )
 from plumbing.runtime import matrix_dtype, pick_device
 from sample import WARNING, Sampling, stream
@@ -51,11 +50,11 @@ from training.finetuning import (
     RANGES,
     Finetuning,
     fine_tune,
+    keep,
     outputs_by_length,
     prepare_out,
     run_settings,
     save_model,
-    write_card,
 )
 from training.parallel import device_mesh, join_world, shard_model
 from training.trainable import check_weights, choose_weights
@@ -157,9 +156,7 @@ def finetune_and_report(cfg, world):
         write_json_lines(out / "log.jsonl", log)
         write_json_lines(out / "predictions.jsonl", predictions)
         write_json(out / "report.json", report)
-        with written_whole(out / "model") as folder:
-            shutil.copytree(out / "training/best", folder)
-            write_card(folder, cfg, cfg.data, summary(report))
+        keep(out / "training/best", cfg, cfg.data, summary(report))
         shutil.rmtree(out / "training")
         print(f"{summary(report)}\nWrote {out}/report.json and {out}/model")
         return report
@@ -189,7 +186,7 @@ def finetune(cfg, world, splits):
         metrics = {"dev_log_perplexity": -log_p / sum(len(example.target) for example in dev)}
         if not best or metrics["dev_log_perplexity"] < best["dev_log_perplexity"]:
             best = metrics | {"step": step}
-            save_model(model, tok, Path(cfg.out) / "training/best", world)
+            save_model(model, tok, Path(cfg.out) / "training/best", cfg, world)
         return metrics, best
 
     log, best = fine_tune(cfg, world, cfg.seed, Path(cfg.out) / "training", model, len(train), loss_of, evaluate,

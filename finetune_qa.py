@@ -43,7 +43,6 @@ from plumbing.common import (
     speaking_to_the_user,
     write_json,
     write_json_lines,
-    written_whole,
 )
 from plumbing.runtime import matrix_dtype
 from questions.ask import HEAD, Ask, ask
@@ -52,7 +51,7 @@ from questions.heads import Classifier, labels_of, predict, reader_for
 from questions.metrics import accuracy
 from questions.report import assess, left_out_of_pretraining, predictions_of, read_predictions, summary
 from questions.zero_shot import ZeroShot, zero_shot
-from training.finetuning import RANGES, Finetuning, fine_tune, prepare_out, run_settings, save_model, write_card
+from training.finetuning import RANGES, Finetuning, fine_tune, keep, prepare_out, run_settings, save_model
 from training.parallel import device_mesh, join_world, shard_model
 from training.trainable import check_weights, choose_weights
 
@@ -165,9 +164,7 @@ def finetune_seeds(cfg, world, train, dev, test):
     chosen = max(on_dev, key=on_dev.get)
     if not (out / f"seeds/{chosen}/best").is_dir():
         raise UserError(f"wrote {out}/report.json, but no model: an older version began this run; use --restart")
-    with written_whole(out / "model") as folder:
-        shutil.copytree(out / f"seeds/{chosen}/best", folder)
-        write_card(folder, cfg, cfg.test, summary(report))
+    keep(out / f"seeds/{chosen}/best", cfg, cfg.test, summary(report))
     shutil.rmtree(out / "seeds")
     print(f"{summary(report)}. Wrote {out}/report.json and {out}/model (seed {chosen}). Ask it:\n"
           f"    python finetune_qa.py ask --model {out}/model --interactive")
@@ -191,7 +188,7 @@ def finetune(cfg, world, seed, train, dev, test):
         metrics = {"dev_accuracy": accuracy(predicted, [q.answer for q in dev])}
         if not best or metrics["dev_accuracy"] > best["dev_accuracy"]:
             best = metrics | {"scores": predict(model, trees["test"], cfg, world)}
-            save_model(model, tok, folder / "best", world, about)
+            save_model(model, tok, folder / "best", cfg, world, about)
         return metrics, best
 
     folder = Path(cfg.out) / "seeds" / str(seed)

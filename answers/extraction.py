@@ -27,18 +27,18 @@ from answers.report import shown, span_scores
 from answers.scores import best_threshold, squad2_scores
 from answers.spans import SPAN, SpanModel, SpanReader, best_spans, read_off, read_squad, span_loss
 from baselines import load
-from plumbing.common import UserError, check_ranges, free, git_commit, write_json, write_json_lines, written_whole
+from plumbing.common import UserError, check_ranges, free, git_commit, write_json, write_json_lines
 from plumbing.huggingface import find_folder, read_tensors
 from plumbing.runtime import matrix_dtype
 from training.finetuning import (
     RANGES,
     Finetuning,
     fine_tune,
+    keep,
     outputs_by_length,
     prepare_out,
     run_settings,
     save_model,
-    write_card,
 )
 from training.parallel import device_mesh, join_world, shard_model
 from training.trainable import check_weights, choose_weights
@@ -101,9 +101,7 @@ def finetune_all(cfg, world):
         write_json_lines(out / "predictions.jsonl", [{"seed": s} | record for s, run in runs.items() for record in run])
         write_json(out / "report.json", report)
         chosen = max(best, key=lambda seed: best[seed]["dev_f1"])
-        with written_whole(out / "model") as folder:
-            shutil.copytree(out / f"seeds/{chosen}/best", folder)
-            write_card(folder, cfg, cfg.test, summary(report))
+        keep(out / f"seeds/{chosen}/best", cfg, cfg.test, summary(report))
         shutil.rmtree(out / "seeds")
         print(f"{summary(report)}\nWrote {out}/report.json and {out}/model (seed {chosen})")
         return report
@@ -202,7 +200,7 @@ def evaluate(model, tok, files, windows, cfg, world, folder, step, best):
     if not best or scores["dev_f1"] > best["dev_f1"]:
         test = read_off(files["test"], windows["test"], predict(model, windows["test"], cfg, world))
         best = scores | {"step": step, "records": records(files["test"], test, scores["threshold"])}
-        save_model(model, tok, folder, world)
+        save_model(model, tok, folder, cfg, world)
     return scores, best
 
 

@@ -18,8 +18,9 @@ import torch
 from torch.distributed.fsdp import FSDPModule
 from tqdm import tqdm
 
+from plumbing import adapters
 from plumbing.common import UserError, fixed_settings, free, read_json, write_json, written_whole
-from plumbing.huggingface import add_tensors, write_model_card
+from plumbing.huggingface import add_tensors, save_readable, write_model_card
 from plumbing.runtime import autocast, stop_on_signals
 from training.checkpoint import Checkpoints, set_aside, the_only_run, whole_weights
 from training.parallel import average_gradients, clip_gradients
@@ -41,6 +42,7 @@ class Finetuning:
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"    # of matrix products; auto: bfloat16 if it is native
     weights: Literal["float32", "bfloat16"] = "float32"       # precision in which the weights are held
     lora_rank: int = 0                       # train low-rank additions of this rank; 0 trains all weights
+    save_adapter: bool = False               # also write them alone, as the peft library does, to OUT/adapter
     moments: Literal["float32", "8bit"] = "float32"           # AdamW's two moments
     recompute_every: int = free(0)           # activation checkpointing of every n-th block; 0 is none
     parallel: Literal["none", "ddp", "fsdp"] = free("none")   # how torchrun's processes share the work
@@ -205,7 +207,7 @@ def resume(checkpoints, model, optimizer, fixed):
     state = {"log": [], "best": {}}
 
     def accept(folder, saved):
-        was = saved["settings"]
+        was = {"save_adapter": False} | saved["settings"]            # older runs did not write this
         if changed := [name for name, now in fixed.items() if was.get(name) != now]:
             name = changed[0]
             raise UserError(f"{folder}: an interrupted run with {name} = {was.get(name)}, now it is {fixed[name]}; use "
@@ -216,12 +218,14 @@ def resume(checkpoints, model, optimizer, fixed):
     return first, state["log"], state["best"]
 
 
-def save_model(model, tok, folder, world, about=None):
-    """Write model.gpt as a Hugging Face folder, low-rank additions merged in, plus the task head's tensors. All
-    processes call it; the first one writes. about: what else config.json says."""
+def save_model(model, tok, folder, cfg, world, about=None):
+    """Write model.gpt as a Hugging Face folder, low-rank additions merged in, plus the task head's tensors; with
+    --save-adapter also the additions alone, beside it. All processes call it; the first one writes. about: what else
+    config.json says."""
     whole = whole_weights(model)
     if world.rank:
         return
+    adapter = adapters.exported(whole, cfg.model, model.gpt.stored_name) if cfg.save_adapter else None
     whole = merged(whole)
     with torch.device("meta"):
         plain = type(model.gpt)(model.gpt.cfg)
@@ -233,6 +237,27 @@ def save_model(model, tok, folder, world, about=None):
         tok.save(temporary)
         config = read_json(temporary / "config.json", "a model's configuration")
         write_json(temporary / "config.json", config | (about or {}))
+    if adapter:
+        with written_whole(adapter_beside(folder)) as temporary:
+            shutil.copytree(folder, temporary, ignore=shutil.ignore_patterns("model*.safetensors*"))
+            write_json(temporary / adapters.CONFIG, adapter[0])
+            save_readable(adapter[1], temporary / adapters.WEIGHTS)
+
+
+def adapter_beside(folder):
+    return Path(folder).with_name("adapter")
+
+
+def keep(best, cfg, test_file, result):
+    """Make the folders that save_model wrote the results of the run: OUT/model, and OUT/adapter if there is one."""
+    for source, name in ((best, "model"), (adapter_beside(best), "adapter")):
+        target = Path(cfg.out) / name
+        if source.is_dir():
+            with written_whole(target) as folder:
+                shutil.copytree(source, folder)
+                write_card(folder, cfg, test_file, result)
+        else:
+            shutil.rmtree(target, ignore_errors=True)       # of an earlier run, with other weights
 
 
 def write_card(folder, cfg, test_file, result):
