@@ -174,7 +174,7 @@ def finetune(cfg, world, splits):
         metrics = {"dev_log_perplexity": -log_p / sum(len(example.target) for example in dev)}
         if not best or metrics["dev_log_perplexity"] < best["dev_log_perplexity"]:
             best = metrics | {"step": step}
-            finetuning.save_model(model, tok, best_folder(cfg), world)
+            finetuning.save_model(model, tok, best_folder(cfg), cfg, world)
         return metrics, best
 
     log, best = finetuning.fine_tune(cfg, world, cfg.seed, Path(cfg.out) / "training", model, len(train), loss_of,

@@ -167,7 +167,7 @@ def finetune(cfg, world, seed, train, dev, test):
         metrics = {"dev_accuracy": accuracy(predicted, [q.answer for q in dev])}
         if not best or metrics["dev_accuracy"] > best["dev_accuracy"]:
             best = metrics | {"scores": predict(model, trees["test"], cfg, world)}
-            finetuning.save_model(model, tok, folder / "best", world, about)
+            finetuning.save_model(model, tok, folder / "best", cfg, world, about)
         return metrics, best
 
     log, best = finetuning.fine_tune(cfg, world, seed, folder, model, len(train), loss_of, evaluate,

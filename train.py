@@ -216,6 +216,8 @@ def train(cfg, world):
 
         # ---- The end: a Hugging Face folder ----
         checkpoints.finish()
+        if not last_evaluation:                  # a finished run was started again, and has taken no step
+            last_evaluation = evaluate(model, val, cfg, world)
         save_model(cfg, world, model, network, last_evaluation)
         if monitor:
             monitor.close()

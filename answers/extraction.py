@@ -191,7 +191,7 @@ def evaluate(model, tok, files, windows, cfg, world, folder, step, best):
     if not best or scores["dev_f1"] > best["dev_f1"]:
         test = read_off(files["test"], windows["test"], predict(model, windows["test"], cfg, world))
         best = scores | {"step": step, "records": records(files["test"], test, scores["threshold"])}
-        finetuning.save_model(model, tok, folder, world)
+        finetuning.save_model(model, tok, folder, cfg, world)
     return scores, best
 
 

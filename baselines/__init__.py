@@ -19,7 +19,7 @@ from importlib import import_module
 import torch
 
 from plumbing.common import UserError, read_object, shown
-from plumbing.huggingface import end_ids, find_folder
+from plumbing.huggingface import end_ids, file_of, find_folder, is_adapter
 from tokenizer import Tokenizer
 
 FAMILIES = {                                # model_type -> (module, class)
@@ -45,7 +45,8 @@ def load(name_or_folder, dtype, device, allow_encoders=False):
     if not family.causal and not allow_encoders:
         raise UserError(f"{folder}: an encoder cannot write text or score one; use it with finetune_qa.py or "
                         "`finetune_answers.py span`")
-    model, tok = family.from_pretrained(folder, dtype).to(device), load_tokenizer(folder)
+    model = family.from_pretrained(folder, dtype).to(device)
+    tok = load_tokenizer(file_of(folder, "tokenizer.json", "merges.txt", "vocab.txt").parent)
     tok.rows = model.cfg.vocab_size          # rows of the embedding without a token decode to nothing
     if family.causal:
         tok.end_at(end_ids(folder))
@@ -63,11 +64,14 @@ def load_model(name_or_folder, dtype=torch.float32):
 
 def family_of(folder):
     """The class that computes the model in a local folder."""
-    path = folder / "config.json"
+    path = file_of(folder, "config.json")
     model_type = read_object(path, "a model's configuration").get("model_type", "gpt2")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise UserError(f"{path}: model_type is {shown(model_type)}; this code computes {', '.join(FAMILIES)}")
-    return load_class(model_type)
+    family = load_class(model_type)
+    if is_adapter(folder) and not family.causal:
+        raise UserError(f"{folder}: an adapter for an encoder; only those for causal models are read here")
+    return family
 
 
 def load_class(model_type):

@@ -4,6 +4,8 @@
     model.safetensors               the weights; or parts of them and model.safetensors.index.json; or pytorch_model.bin
     tokenizer.json, vocab.json, merges.txt        (tokenizer.py)
 
+Or, in place of the weights, an adapter (adapters.py) to a model that lies elsewhere.
+
 Teaches how weights are read without holding them twice, and what must be distrusted in a stranger's folder.
 Not here: what the tensors mean; each model file maps the names to its own.
 """
@@ -17,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from plumbing import adapters
 from plumbing.common import UserError, read_object, shown, write_json, written_whole
 
 INDEX = "model.safetensors.index.json"
@@ -43,6 +46,34 @@ def find_folder(name_or_folder, wanted=WANTED):
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{name}: no such folder here, and the Hugging Face hub did not give it ({reason})") from error
+
+
+def is_adapter(folder):
+    """Whether a folder holds an adapter in place of weights."""
+    return (folder / adapters.CONFIG).is_file() and not weight_files(folder)
+
+
+def base_of(folder):
+    """The folder with the weights: the same one or, for an adapter, its base model's."""
+    if not is_adapter(folder):
+        return folder
+    path = folder / adapters.CONFIG
+    name = read_object(path, "an adapter's settings").get("base_model_name_or_path")
+    if not isinstance(name, str):
+        raise UserError(f"{path}: base_model_name_or_path is {shown(name)}; write there which model the adapter is for")
+    try:
+        base = find_folder(name)
+    except UserError as error:
+        raise UserError(f"{path}: base_model_name_or_path: {error}") from error
+    if is_adapter(base):
+        raise UserError(f"{path}: its base model {name} is an adapter, too; merge that one first")
+    return base
+
+
+def file_of(folder, *names):
+    """The first of these files that a folder has. An adapter that has none: its base model's file names[0]."""
+    found = [folder / name for name in names if (folder / name).is_file()]
+    return found[0] if found else base_of(folder) / names[0]
 
 
 def read_config(path, supported):
@@ -108,7 +139,7 @@ def described(value):
 def end_ids(folder):
     """The ids that end a text, as transformers reads them: from generation_config.json, else from config.json."""
     for file in ("generation_config.json", "config.json"):
-        path = Path(folder) / file
+        path = file_of(Path(folder), file)
         if not path.is_file():
             continue
         found = read_object(path, "a model's configuration").get("eos_token_id")
@@ -122,24 +153,32 @@ def end_ids(folder):
 
 def read_tensors(folder, head=False):
     """Yield (name, tensor) for every tensor in the folder's weight files but those of a fine-tuned head (HEADS); or,
-    with `head`, for those alone. Safetensors first, as everyone reads them.
+    with `head`, for those alone. An adapter's tensors come after those of its base model, and keep their prefix.
 
     Tensors are mapped from disk: a tensor that is skipped, or converted one at a time, is never held in memory twice.
     """
+    base = base_of(folder)
+    files = weight_files(base)
+    if not files:
+        raise UserError(f"{base}: holds no model.safetensors or pytorch_model.bin; which model's folder did you mean?")
+    if base != folder and not (folder / adapters.WEIGHTS).is_file():
+        raise UserError(f"{folder}: holds {adapters.CONFIG} but no {adapters.WEIGHTS}; copy the folder again")
+    for path in files + [folder / adapters.WEIGHTS] * (base != folder):
+        for name, tensor in open_weights(path):
+            name = name.removeprefix("_orig_mod.").removeprefix("module.")                # torch.compile's, DDP's
+            plain = name.removeprefix(adapters.PREFIX)
+            if plain.startswith(HEADS) == head:
+                yield plain if head else name, tensor
+
+
+def weight_files(folder):
+    """The paths of a folder's weight files; [] if it has none. Safetensors first, as everyone reads them."""
     for single, index in (("model.safetensors", INDEX), ("pytorch_model.bin", "pytorch_model.bin.index.json")):
         if (folder / single).is_file():
-            files = [single]
-        elif (folder / index).is_file():
-            files = files_of(folder / index)
-        else:
-            continue
-        for file in files:
-            for name, tensor in open_weights(folder / file):
-                name = name.removeprefix("_orig_mod.").removeprefix("module.")            # torch.compile's, DDP's
-                if name.startswith(HEADS) == head:
-                    yield name, tensor
-        return
-    raise UserError(f"{folder}: holds no model.safetensors or pytorch_model.bin; which model's folder did you mean?")
+            return [folder / single]
+        if (folder / index).is_file():
+            return [folder / file for file in files_of(folder / index)]
+    return []
 
 
 def files_of(index):
@@ -202,13 +241,20 @@ def open_model(model_class, folder):
 
     model_class has config_class, our_name (stored name -> parameter's name, or None) and transposed, as model.GPT.
     """
-    cfg = model_class.config_class.from_json(folder / "config.json")
-    named = ((model_class.our_name(stored), tensor) for stored, tensor in read_tensors(folder))
-    tensors = {name: tensor for name, tensor in named if name is not None}
+    cfg = model_class.config_class.from_json(file_of(folder, "config.json"))
+    stored = dict(read_tensors(folder))
+    added = {name: stored.pop(name) for name in [*stored] if name.startswith(adapters.PREFIX)}
+    tensors = {model_class.our_name(name): tensor for name, tensor in stored.items()}
+    tensors.pop(None, None)
+    adapter = read_adapter(folder, added, model_class) if is_adapter(folder) else None
+    if adapter and "wte.weight" in tensors:
+        tensors.setdefault("lm_head.weight", tensors["wte.weight"])     # an adapter may replace one of the two alone
+        tensors |= adapter.replaced
 
     embedding = tensors.get("wte.weight")
     if embedding is not None:                # fine-tuning may have added rows: [PAD], [SEP] ...
-        cfg = replace(cfg, vocab_size=max(cfg.vocab_size, len(embedding)))
+        tensors["wte.weight"] = adapter.embedding(embedding) if adapter else embedding
+        cfg = replace(cfg, vocab_size=max(cfg.vocab_size, len(tensors["wte.weight"])))
     with torch.device("meta"):
         model = model_class(cfg)
 
@@ -216,7 +262,13 @@ def open_model(model_class, folder):
         lm_head = tensors.pop("lm_head.weight", None)
         if None not in (lm_head, embedding) and not torch.equal(lm_head.to(embedding.dtype), embedding):
             raise UserError(f"{folder}: lm_head.weight differs from wte.weight; this model ties them")
-    return model, {name: p.t() if name.endswith(model_class.transposed) else p for name, p in tensors.items()}
+    tensors = {name: p.t() if name.endswith(model_class.transposed) else p for name, p in tensors.items()}
+    return model, adapter.merged(tensors) if adapter else tensors
+
+
+def read_adapter(folder, tensors, model_class):
+    path = folder / adapters.CONFIG
+    return adapters.Adapter(path, read_object(path, "an adapter's settings"), tensors, model_class)
 
 
 def save_model(model, folder, cfg, change=lambda name, tensor: tensor):

@@ -16,7 +16,7 @@ import torch
 
 from baselines import load
 from plumbing.common import UserError, check_ranges, read_json, write_json_lines
-from plumbing.huggingface import find_folder, read_tensors
+from plumbing.huggingface import file_of, find_folder, read_tensors
 from plumbing.runtime import matrix_dtype, pick_device
 from questions.format import Question, read_questions
 from questions.heads import Classifier, predict, reader_for
@@ -69,7 +69,7 @@ class Answerer:
         self.world = World(0, 1, pick_device())
         self.cfg = replace(cfg, dtype=matrix_dtype(cfg.dtype, self.world.device))
         folder = find_folder(cfg.model)
-        config = read_json(folder / "config.json", "a model's configuration")
+        config = read_json(file_of(folder, "config.json"), "a model's configuration")
         if HEAD not in config:
             raise UserError(f"{folder}: has no head for multiple choice; give the OUT/model of a `finetune_qa.py` run")
         about = config[HEAD]

@@ -158,7 +158,7 @@ def test_a_lora_model_is_saved_with_its_additions_merged_in(cfg, tmp_path):
         for name, p in model.named_parameters():
             if p.requires_grad:
                 p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(len(name))), alpha=0.1)
-    finetuning.save_model(model, tok, tmp_path / "merged", ALONE)
+    finetuning.save_model(model, tok, tmp_path / "merged", cfg, ALONE)
     plain, tok = load(str(tmp_path / "merged"), torch.float32, "cpu")
     examples = read.examples(Item("1", "What is scurvy?", "Vitamin C deficiency."))
     torch.testing.assert_close(AnswerModel(plain, tok.eos_id)(examples), model(examples), rtol=1e-4, atol=1e-4)

@@ -252,6 +252,13 @@ def test_the_result_is_a_hugging_face_folder(cfg, whole):
     assert ours.cfg.eos_token_id == theirs.eos_token_id == 300
 
 
+def test_a_finished_run_that_is_started_again_writes_the_same_model_card(cfg, whole):
+    card = Path(cfg.out, "model/README.md")
+    before = card.read_text()
+    card.unlink()
+    assert train.main(cfg) == [] and "bits_per_byte" in before and card.read_text() == before
+
+
 def test_tensorboard_on_request(cfg, tmp_path):
     train.main(replace(cfg, tensorboard=True, steps=2))
     assert list((tmp_path / "out" / "tensorboard").glob("events*"))

@@ -20,6 +20,7 @@ import torch
 from torch.distributed.fsdp import FSDPModule
 from tqdm import tqdm
 
+from plumbing import adapters
 from plumbing.common import (
     UserError,
     fixed_settings,
@@ -30,7 +31,7 @@ from plumbing.common import (
     write_json_lines,
     written_whole,
 )
-from plumbing.huggingface import add_tensors, write_model_card
+from plumbing.huggingface import add_tensors, save_readable, write_model_card
 from plumbing.runtime import autocast, matrix_dtype, stop_on_signals
 from training.checkpoint import Checkpoints, set_aside, the_only_run, whole_weights
 from training.parallel import average_gradients, clip_gradients, device_mesh, join_world, shard_model
@@ -52,6 +53,7 @@ class Finetuning:
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"    # of matrix products; auto: bfloat16 if it is native
     weights: Literal["float32", "bfloat16"] = "float32"       # precision in which the weights are held
     lora_rank: int = 0                       # train low-rank additions of this rank; 0 trains all weights
+    save_adapter: bool = False               # also write them alone, as the peft library does, to OUT/adapter
     moments: Literal["float32", "8bit"] = "float32"           # AdamW's two moments
     recompute_every: int = free(0)           # activation checkpointing of every n-th block; 0 is none
     parallel: Literal["none", "ddp", "fsdp"] = free("none")   # how torchrun's processes share the work
@@ -252,7 +254,7 @@ def resume(checkpoints, model, optimizer, fixed):
     state = {"log": [], "best": {}}
 
     def accept(folder, saved):
-        was = saved["settings"]
+        was = {"save_adapter": False} | saved["settings"]            # older runs did not write this
         if changed := [name for name, now in fixed.items() if was.get(name) != now]:
             name = changed[0]
             raise UserError(f"{folder}: an interrupted run with {name} = {was.get(name)}, now it is {fixed[name]}; use "
@@ -263,12 +265,14 @@ def resume(checkpoints, model, optimizer, fixed):
     return first, state["log"], state["best"]
 
 
-def save_model(model, tok, folder, world, about=None):
-    """Write model.gpt, with low-rank additions merged in, and the task head's tensors as a Hugging Face folder. All
-    processes must call it; the first one writes. about: more entries for config.json."""
+def save_model(model, tok, folder, cfg, world, about=None):
+    """Write model.gpt, with low-rank additions merged in, and the task head's tensors as a Hugging Face folder. With
+    --save-adapter also write the additions alone, in the folder `adapter` beside it. All processes must call it; the
+    first one writes. about: more entries for config.json."""
     whole = whole_weights(model)
     if world.rank:
         return
+    adapter = adapters.exported(whole, cfg.model, model.gpt.stored_name) if cfg.save_adapter else None
     whole = merged(whole)
     with torch.device("meta"):
         plain = type(model.gpt)(model.gpt.cfg)
@@ -280,21 +284,38 @@ def save_model(model, tok, folder, world, about=None):
         tok.save(temporary)
         config = read_json(temporary / "config.json", "a model's configuration")
         write_json(temporary / "config.json", config | (about or {}))
+    if adapter:
+        with written_whole(adapter_beside(folder)) as temporary:
+            shutil.copytree(folder, temporary, ignore=shutil.ignore_patterns("model*.safetensors*"))
+            write_json(temporary / adapters.CONFIG, adapter[0])
+            save_readable(adapter[1], temporary / adapters.WEIGHTS)
+
+
+def adapter_beside(folder):
+    return Path(folder).with_name("adapter")
 
 
 def write_results(cfg, best, log, predictions, report, test_file, summary):
-    """Write log.jsonl, predictions.jsonl, report.json and model/ into OUT. best: the folder that save_model wrote;
-    OUT/model is a copy with a model card. summary: the report in words, for the card."""
+    """Write log.jsonl, predictions.jsonl, report.json and model/ into OUT, and adapter/ with --save-adapter.
+
+    best: the folder that save_model wrote; OUT/model is a copy with a model card. summary: the report in words, for
+    the card.
+    """
     out = Path(cfg.out)
     write_json_lines(out / "log.jsonl", log)
     write_json_lines(out / "predictions.jsonl", predictions)
     write_json(out / "report.json", report)
 
     settings = {name: getattr(cfg, name) for name in ("epochs", "batch_size", "learning_rate", "lora_rank")}
-    with written_whole(out / "model") as folder:
-        shutil.copytree(best, folder)
-        write_model_card(folder, {"Fine-tuned from": cfg.model,
-                                  "Test": {"file": Path(test_file).name, "result": summary}, "Settings": settings})
+    card = {"Fine-tuned from": cfg.model, "Test": {"file": Path(test_file).name, "result": summary},
+            "Settings": settings}
+    for source, name in ((best, "model"), (adapter_beside(best), "adapter")):
+        if name == "adapter" and not source.is_dir():
+            shutil.rmtree(out / name, ignore_errors=True)        # an earlier run's, with other weights
+            continue
+        with written_whole(out / name) as folder:
+            shutil.copytree(source, folder)
+            write_model_card(folder, card)
 
 
 def run_facts(cfg, started):

@@ -13,8 +13,9 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from model import linears
+from model import GPT, linears
 from plumbing.common import UserError, check_ranges
+from plumbing.huggingface import find_folder, is_adapter
 from training.adamw8bit import AdamW8bit
 
 
@@ -60,6 +61,8 @@ def choose_weights(model, cfg, n_new):
     """Set what learns and what is recomputed in a Classifier or an AnswerModel; n_new: how many tokens were just added.
     """
     gpt = model.gpt
+    if cfg.save_adapter and type(gpt) is not GPT:
+        raise UserError(f"--save-adapter is for GPT-2's family, and {cfg.model} is a {type(gpt).__name__}")
     if cfg.lora_rank:
         gpt.requires_grad_(False)
         if n_new:
@@ -99,6 +102,12 @@ def make_optimizer(model, cfg):
 def check_weights(cfg):
     """UserError for combinations of settings that would not compute what they promise."""
     check_ranges(cfg, {"lora_rank": (0, None), "recompute_every": (0, None)})
+    if cfg.save_adapter and not cfg.lora_rank:
+        raise UserError("--save-adapter saves what --lora-rank trains; give a rank, such as --lora-rank 16")
+    if cfg.save_adapter and getattr(cfg, "untrained", False):
+        raise UserError("--save-adapter needs a base model that others have; with --untrained there is none")
+    if cfg.save_adapter and is_adapter(find_folder(cfg.model)):
+        raise UserError(f"--save-adapter needs a whole base model, and {cfg.model} is an adapter; merge that one first")
     if cfg.weights == "bfloat16" and cfg.dtype != "bfloat16":
         raise UserError(f"--weights bfloat16 needs --dtype bfloat16, but this device computes in {cfg.dtype}; use "
                         "--weights float32")
