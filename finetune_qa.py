@@ -11,6 +11,7 @@ intervals (questions/report.py), the files of each benchmark (prepare/qa.py).
     python finetune_qa.py demo --untrained --out out/demo/untrained         # the same shape with random weights
     python finetune_qa.py medqa --model stanford-crfm/BioMedLM --train F --dev F --test F
     python finetune_qa.py medqa --lora-rank 16 --weights bfloat16 --recompute-every 1        # on one 8 GB GPU
+    python finetune_qa.py medqa --lora-rank 16 --save-adapter    # OUT/adapter: the low-rank additions alone, for peft
     python finetune_qa.py medqa --plan                   # the memory that each way takes; trains nothing
     python finetune_qa.py ask --model out/medqa/model --question TEXT --options A B C        # or --file, --interactive
     python finetune_qa.py zeroshot --model stanford-crfm/BioMedLM --test F  # no training: the most likely option

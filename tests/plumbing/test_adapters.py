@@ -2,10 +2,11 @@
 import json
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import run_script, tiny_model
+from conftest import tiny_model
 from safetensors.torch import load_file, save_file
 
 import baselines
@@ -13,14 +14,15 @@ import finetune_qa
 import sample
 from answers.examples import AnswerModel
 from answers.spans import SpanModel
+from baselines.gpt_neo import GPTNeo, GPTNeoConfig
 from finetune_qa import FinetuneQA
-from plumbing.common import UserError
+from plumbing.common import UserError, speaking_to_the_user
 from questions.ask import Ask
 from questions.heads import Classifier
 from tokenizer import Tokenizer
 from training.finetuning import save_model
 from training.parallel import World
-from training.trainable import check_weights, choose_weights
+from training.trainable import choose_weights
 
 peft = pytest.importorskip("peft", reason="the oracle for adapters")
 transformers = pytest.importorskip("transformers")
@@ -71,6 +73,16 @@ def change(folder, **values):
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
+def refused(capsys, function, *arguments):
+    """The one line with which a script ends."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended, speaking_to_the_user():
+        function(*arguments)
+    line = capsys.readouterr().err
+    assert ended.value.code == 2 and line.count("\n") == 1
+    return line
+
+
 def saved(base, folder, kind, **settings):
     """A fine-tuned model as a run saves it, beside its adapter."""
     torch.manual_seed(0)
@@ -86,9 +98,8 @@ def saved(base, folder, kind, **settings):
 
 
 @pytest.mark.parametrize("kind, task", [
-    (lambda gpt: Classifier(gpt, 302), "SEQ_CLS"), (lambda gpt: Classifier(gpt, 302, ["no", "yes"]), "SEQ_CLS"),
-    (lambda gpt: AnswerModel(gpt, 300), "CAUSAL_LM"), (lambda gpt: SpanModel(gpt, 302), "QUESTION_ANS")],
-    ids=["option", "label", "answers", "span"])
+    (lambda gpt: Classifier(gpt, 302), "SEQ_CLS"), (lambda gpt: AnswerModel(gpt, 300), "CAUSAL_LM"),
+    (lambda gpt: SpanModel(gpt, 302), "QUESTION_ANS")], ids=["question", "answer", "span"])
 def test_peft_reads_our_adapter_and_it_equals_the_merged_model(base, tmp_path, kind, task):
     saved(base, tmp_path, kind)
     theirs = peft.PeftModel.from_pretrained(resized(base), tmp_path / "adapter").eval()
@@ -166,9 +177,15 @@ def test_a_run_leaves_an_adapter_that_answers_as_the_run_did(base, world, tmp_pa
 
 @pytest.mark.parametrize("changes, words", [
     ({"lora_rank": 0}, "saves what --lora-rank trains"), ({"untrained": True}, "with --untrained there is none")])
-def test_an_adapter_of_nothing_is_refused(base, changes, words):
-    with pytest.raises(UserError, match=words):
-        check_weights(FinetuneQA(model=str(base), **{"lora_rank": 2, "save_adapter": True} | changes))
+def test_an_adapter_of_nothing_or_to_nothing_is_refused(base, changes, words, capsys):
+    cfg = FinetuneQA(model=str(base), dtype="float32", **{"lora_rank": 2, "save_adapter": True} | changes)
+    assert words in refused(capsys, finetune_qa.main, cfg)
+
+
+def test_an_adapter_to_another_family_is_refused_before_the_training():
+    neo = GPTNeo(GPTNeoConfig(vocab_size=9, n_positions=8, n_embd=8, n_layer=1, n_head=2, attention_layers=("global",)))
+    with pytest.raises(UserError, match="--save-adapter is for GPT-2's family, and neo is a GPTNeo"):
+        choose_weights(SimpleNamespace(gpt=neo), FinetuneQA(model="neo", lora_rank=2, save_adapter=True), 0)
 
 
 @pytest.fixture(scope="module")
@@ -184,31 +201,27 @@ def good(base, tmp_path_factory):
     ({"r": "4"}, "r is '4', lora_alpha 8; both must be numbers"), ({"target_modules": ".*"}, "only a list of names"),
     ({"target_modules": ["c_attn"]}, "has an addition to h.0.attn.c_proj.weight, against target_modules"),
     ({"target_modules": [*ALL, "ln_f"]}, "has no addition to ln_f.weight"),
-    ({"trainable_token_indices": [301]}, "trainable_token_indices is .301., which adapter_model"),
+    ({"trainable_token_indices": [301]}, "trainable_token_indices is [301], which adapter_model"),
     ({"trainable_token_indices": {"wte": [1], "lm_head": [2]}}, "only one list of ids"),
     ({"base_model_name_or_path": None}, "base_model_name_or_path is None"),
     ({"base_model_name_or_path": "/no/such"}, "base_model_name_or_path: '/no/such': no such folder")], ids=str)
-def test_what_is_not_plain_lora_is_refused_with_its_file(good, tmp_path, values, words):
+def test_what_is_not_plain_lora_is_refused_with_its_file(good, tmp_path, values, words, capsys):
     folder = tmp_path / "bad"
     shutil.copytree(good, folder)
     change(folder, **values)
-    with pytest.raises(UserError, match=words) as error:
-        logits(folder)
-    assert str(error.value).startswith(f"{folder / 'adapter_config.json'}: ") and "\n" not in str(error.value)
+    assert f"error: {folder / 'adapter_config.json'}: " in (line := refused(capsys, logits, folder)) and words in line
 
 
-def test_an_adapter_of_another_base_model_or_without_weights_is_refused(good, base, world, tmp_path):
+def test_an_adapter_of_another_base_model_or_without_weights_is_refused(good, base, world, tmp_path, capsys):
     tiny_model(n_positions=64, n_layer=2).save_pretrained(tmp_path / "other")
     Tokenizer.load(world).save(tmp_path / "other")
     for other, words in ((tmp_path / "other", "an addition to h.2.attn.c_attn.weight"), (good, "is an adapter, too")):
         shutil.copytree(good, tmp_path / "bad", dirs_exist_ok=True)
         change(tmp_path / "bad", base_model_name_or_path=str(other))
-        with pytest.raises(UserError, match=words):
-            logits(tmp_path / "bad")
+        assert words in refused(capsys, logits, tmp_path / "bad")
     change(tmp_path / "bad", base_model_name_or_path=str(base))
     (tmp_path / "bad/adapter_model.safetensors").unlink()
-    done = run_script("sample.py", "--model", tmp_path / "bad", "--prompt", "Aspirin")
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "no adapter_model.safetensors" in done.stderr
+    assert "no adapter_model.safetensors" in refused(capsys, logits, tmp_path / "bad")
 
 
 def test_an_embedding_that_was_trained_apart_from_the_head_is_refused(base, tmp_path):
