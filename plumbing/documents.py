@@ -18,6 +18,7 @@ Not here: what the documents are used for (prepare/pubmed.py, tokenizer.py).
 """
 import json
 import re
+import sys
 import zlib
 from codecs import BOM_UTF8
 from pathlib import Path
@@ -25,6 +26,8 @@ from typing import NamedTuple
 from xml.etree import ElementTree
 
 import zstandard
+
+from plumbing.common import UserError
 
 BLOCK = 1 << 18      # bytes read at a time
 
@@ -51,6 +54,24 @@ class Record(NamedTuple):
 def documents(path):
     """The documents of a file in order: each item is a text (str, perhaps empty) or a Bad."""
     return map(parse, records(Path(path)))
+
+
+def texts_in(paths):
+    """The documents of all files in turn. Prints which cannot be read; UserError if they are more than 1 %."""
+    good = bad = 0
+    for path in paths:
+        if not path.is_file():
+            raise UserError(f"{path}: no such file")
+        print(path)
+        for text in documents(path):
+            if isinstance(text, Bad):
+                print(f"skipped {text.where}: {text.reason}", file=sys.stderr)
+                bad += text.weight
+            else:
+                good += 1
+                yield text
+    if bad > 0.01 * (good + bad):
+        raise UserError(f"{bad:,} of {good + bad:,} documents cannot be read; repair or omit the files named above")
 
 
 # ---- Files to raw records: cheap, so that one process can feed many that parse ----
