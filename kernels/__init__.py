@@ -10,7 +10,6 @@ matvec.py           a linear layer on one new token: as fast as memory delivers 
 transformer.py      a block and the loss, put together from the kernels
 tiles.py            how large the tiles are, and why
 self_check.py       is the attention right that this machine's assembler compiled?
-measure.py          how the speed of a kernel is measured
 compile_check.py    machine code for A100 and H100, on a machine with neither
 
 In this file: can the kernels run on this machine, and by which assembler are they compiled? Nothing here falls back in
