@@ -460,7 +460,7 @@ def train(inputs: tuple[Path, ...], out: Path, vocab_size: int = 28896):
     """Learn a vocabulary and save it as a Hugging Face folder.
 
     Args:
-        inputs: files of text (see plumbing/documents.py), or *.counts.json written by `count`
+        inputs: files of text or folders of them (see plumbing/documents.py), or *.counts.json written by `count`
         out: folder to write; tokenizer.json, vocab.json, merges.txt and tokenizer_config.json
         vocab_size: tokens: 256 bytes, the merges and <|endoftext|>; the paper's model has 28,896
     """
@@ -473,7 +473,7 @@ def count(inputs: tuple[Path, ...], out: Path):
     """Count the pieces of a shard of text, so that many processes or machines can share the work of `train`.
 
     Args:
-        inputs: files of text (see plumbing/documents.py)
+        inputs: files of text or folders of them (see plumbing/documents.py)
         out: file to write; its name ends in .counts.json
     """
     if not out.name.endswith(".counts.json"):

@@ -56,12 +56,23 @@ def documents(path):
     return map(parse, records(Path(path)))
 
 
-def texts_in(paths):
+def files_in(inputs):
+    """(the files to read, in order; the number of other files in the folders)."""
+    files, others = [], 0
+    for path in inputs:
+        if not path.exists():
+            raise UserError(f"{path}: no such file or folder; --inputs takes files of text, or folders of them")
+        inside = [p for p in sorted(path.rglob("*")) if p.is_file()] if path.is_dir() else []
+        readable = [p for p in inside if is_readable(p)] if path.is_dir() else [path]
+        others += len(inside) - len(readable) if inside else 0
+        files += readable
+    return list(dict.fromkeys(files)), others
+
+
+def texts_in(inputs):
     """The documents of all files in turn. Prints which cannot be read; UserError if they are more than 1 %."""
     good = bad = 0
-    for path in paths:
-        if not path.is_file():
-            raise UserError(f"{path}: no such file")
+    for path in files_in(inputs)[0]:
         print(path)
         for text in documents(path):
             if isinstance(text, Bad):

@@ -427,7 +427,7 @@ def test_count_per_shard_then_train_on_the_counts_equals_train_on_the_text(tmp_p
     shards = [write_texts(tmp_path / "0.jsonl", texts[:600]), write_texts(tmp_path / "1.jsonl", texts[600:])]
     for shard in shards:
         assert run("count", "--inputs", shard, "--out", shard.with_suffix(".counts.json")).returncode == 0
-    for inputs, out in ((shards, "whole"), ([shard.with_suffix(".counts.json") for shard in shards], "sharded")):
+    for inputs, out in (([tmp_path], "whole"), ([shard.with_suffix(".counts.json") for shard in shards], "sharded")):
         result = run("train", "--inputs", *inputs, "--vocab-size", "600", "--out", tmp_path / out)
         assert result.returncode == 0 and "600 tokens" in result.stdout, result.stderr
     assert (tmp_path / "whole/tokenizer.json").read_bytes() == (tmp_path / "sharded/tokenizer.json").read_bytes()
