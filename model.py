@@ -15,7 +15,7 @@ V vocabulary. Modules keep GPT-2's checkpoint names. Bolton et al. 2024 (arXiv 2
 """
 import math
 import zlib
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 
 import torch
 import torch.nn as nn
@@ -23,13 +23,13 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from plumbing.common import UserError
-from plumbing.huggingface import fill, find_folder, open_model, read_config, save_model
+from plumbing.huggingface import fill, find_folder, open_model, read_config, read_shape, save_model
 
 # Checkpoints store these weights as [in, out] (OpenAI's Conv1D); nn.Linear has [out, in].
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 # The values of settings that a config.json leaves out: GPT-2 small's, not BioMedLM's.
 HF_DEFAULTS = dict(vocab_size=50257, n_embd=768, n_layer=12, n_head=12, scale_attn_by_inverse_layer_idx=False,
-              bos_token_id=50256, eos_token_id=50256)
+                   bos_token_id=50256, eos_token_id=50256)
 # Settings that this file computes in one way only. A config with another value is refused; the first one is written.
 FIXED = dict(model_type=("gpt2",), activation_function=("gelu_new", "gelu_pytorch_tanh"), scale_attn_weights=(True,),
              add_cross_attention=(False,), tie_word_embeddings=(True,))
@@ -73,16 +73,7 @@ class GPTConfig:
         if self.n_embd % self.n_head:
             raise UserError(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}; heads share it evenly")
 
-    @classmethod
-    def from_json(cls, path):
-        """Read Hugging Face's config.json; UserError for what this file would compute wrongly."""
-        values = cls.read(path)
-        cfg = cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
-        try:
-            cfg.check()
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from error
-        return cfg
+    from_json = classmethod(read_shape)           # GPTConfig.from_json(path of a config.json)
 
     @staticmethod
     def read(path):
@@ -339,9 +330,6 @@ class GPT(nn.Module):
         # fp32: in bf16 the softmax over 28,896 logits would lose the small probabilities. COST: 4 V bytes per token.
         total = CrossEntropy.apply(logits_BTV.flatten(0, 1).float(), targets_BT.flatten())
         return total / (targets_BT >= 0).sum().clamp(min=1)
-
-    def loss(self, ids_BT, targets_BT):
-        return self(ids_BT, targets_BT)
 
     @staticmethod
     def our_name(stored):

@@ -1,7 +1,6 @@
 """Byte-pair encoding: how text becomes the numbers a GPT reads, and why biomedicine wants a vocabulary of its own.
 
     python tokenizer.py train --inputs abstracts.jsonl.gz --vocab-size 28896 --out data/tokenizer
-    python tokenizer.py compare --tokenizers data/tokenizer gpt2/ --text "Photosynthesis in chloroplasts"
     python tokenizer.py count --inputs shard0.jsonl.zst --out shard0.counts.json    # one process per shard, then
     python tokenizer.py train --inputs *.counts.json --vocab-size 28896 --out data/tokenizer
 
@@ -18,7 +17,8 @@ of two characters, merging is str.replace, and the list of ids is what str.encod
 
 The merges and ids equal those of Hugging Face's tokenizers, entry for entry; results/tokenizer.md has the speed.
 Not here: reading text (plumbing/documents.py), writing token shards (prepare/pubmed.py), Hugging Face's files
-(plumbing/tokenizer_files.py). Left out of BPE: dropout, normalisation, other patterns than GPT-2's.
+(plumbing/tokenizer_files.py), vocabularies side by side (prepare/vocabulary.py). Left out of BPE: dropout,
+normalisation, other patterns than GPT-2's.
 """
 import gc
 import heapq
@@ -26,7 +26,7 @@ import re
 import sys
 from collections import Counter, defaultdict
 from contextlib import contextmanager
-from itertools import repeat, zip_longest
+from itertools import repeat
 from operator import add
 from pathlib import Path
 
@@ -86,29 +86,12 @@ def well_formed(text):
 TO_SYMBOLS = bytes.maketrans(BYTES, bytes(range(256)))
 
 
-def symbols(piece):
-    """The word of byte tokens that spells a piece: " A" -> chr(220) + chr(32)."""
-    return symbols_of(piece.encode())
-
-
-def symbols_of(spelled):
+def symbols(spelled):
+    """The word of byte tokens for bytes: b" A" -> chr(220) + chr(32)."""
     return spelled.translate(TO_SYMBOLS).decode("latin-1")
 
 
 # ---- 3. Learning ----
-
-# The whole idea, slowly. Below is the same with a heap in place of the search for the commonest pair, and with a list
-# of the words that hold each pair, so that a merge visits only those.
-#
-#     while len(merges) < n_merges:
-#         pairs = Counter()
-#         for word, n in counts.items():
-#             for pair in zip(word, word[1:]):
-#                 pairs["".join(pair)] += n
-#         best = min(pairs, key=lambda pair: (-pairs[pair], pair))
-#         counts = {word.replace(best, chr(256 + len(merges))): n for word, n in counts.items()}
-#         merges.append(best)
-
 
 def count_pieces(texts, fold_at=1 << 20):
     """How often each piece occurs: {" the": 81234, ...}. Memory holds these and at most about `fold_at` words."""
@@ -156,11 +139,26 @@ def learn_merges(pieces, n_merges, min_frequency=2):
     """The merges in the order they are learned, each a pair: a str of two symbols. Merge i makes token 256 + i.
 
     The commonest pair goes first; among equally common pairs the one with the smallest ids, which is the smallest
-    string of symbols. A heap finds it. Its counts may be out of date, but only too high: all occurrences of a pair
-    appear in one step, when its newer half is made, and later merges only take some away. So an entry whose count is
-    out of date goes back with its present count.
+    string of symbols. The whole idea, slowly:
+
+    >>> pieces = {" cell": 10, " cells": 5, "cellular": 5, "llllama": 3}
+    >>> words, merges = {symbols(piece.encode()): n for piece, n in pieces.items()}, []
+    >>> while len(merges) < 8:
+    ...     total = Counter()
+    ...     for word, n in words.items():
+    ...         for a, b in zip(word, word[1:]):
+    ...             total[a + b] += n
+    ...     best = min(total, key=lambda pair: (-total[pair], pair))
+    ...     words = {word.replace(best, chr(256 + len(merges))): n for word, n in words.items()}
+    ...     merges.append(best)
+    >>> merges == learn_merges(pieces, 8)
+    True
+
+    Here a heap finds the commonest pair, and a merge visits only the words in `where` that hold it. The heap's counts
+    may be out of date, but only too high: all occurrences of a pair appear in one step, when its newer half is made,
+    and later merges only take some away. So an entry whose count is out of date goes back with its present count.
     """
-    words, counts = [symbols(piece) for piece in pieces], list(pieces.values())
+    words, counts = [symbols(piece.encode()) for piece in pieces], list(pieces.values())
     total, where = defaultdict(int), defaultdict(list)     # pair -> how often; which words held it
     for i, (word, n) in enumerate(zip(words, counts, strict=True)):
         for pair in map(add, word, word[1:]):
@@ -301,8 +299,8 @@ class Tokenizer:
 
     rows = 0                # of the embedding, if there are more than tokens
 
-    def __init__(self, merges, specials=None, remember=1 << 19, added=(), eos=EOS):
-        self.merges = list(merges)
+    def __init__(self, merges, specials=None, remember=1 << 19, added=(), eos=EOS, whole_first=False):
+        self.merges, self.whole_first = list(merges), whole_first
         self.merged = {pair: chr(256 + i) for i, pair in enumerate(self.merges)}
         self.bytes_of = {i: bytes([byte]) for i, byte in enumerate(BYTES)}               # id -> its bytes
         for i, (a, b) in enumerate(self.merges):
@@ -311,7 +309,6 @@ class Tokenizer:
         self.size = len(self.bytes_of)                                                   # the largest id + 1
         self.pieces = Remember(self._encode_piece, remember)
         self.words = Remember(self._encode_word, remember)
-        self.unreachable = frozenset()                                                   # see find_unreachable
         self.specials = {}                                                               # name -> id
         for name, i in (specials or {EOS: self.size}).items():
             self.add_special(name, i)
@@ -353,15 +350,6 @@ class Tokenizer:
         """Take the ids that end a text from a model's config.json, as far as they are tokens of this vocabulary."""
         self.eos_ids = tuple(i for i in ids if i in self.bytes_of) or self.eos_ids
         self.eos = {i: name for name, i in self.specials.items()}.get(self.eos_id, self.eos)
-
-    def find_unreachable(self):
-        """The tokens that the merges never make, though one of them would: in files that were extended by hand.
-
-        Of (a, b), (b, c), (a, bc) the last makes a token "abc"; but the text "abc" becomes ab, c by the first.
-        """
-        spelled = ((i, symbols_of(self.bytes_of[i])) for i in range(256, 256 + len(self.merges)))
-        self.unreachable = frozenset(i for i, word in spelled
-                                     if apply_merges(word, self.merged, self.merges) != chr(i))
 
     def add_special(self, name, i=None):
         """The id of a special token such as [SEP]; the next free one (or `i`) if it is new."""
@@ -409,10 +397,10 @@ class Tokenizer:
         return b"".join(map(self.pieces.__getitem__, PIECES.findall(" " + word)))
 
     def _encode_piece(self, piece):
-        whole = self.ranks.get(piece.encode())                   # the merges of a token's own bytes end in it
-        if whole is not None and whole not in self.unreachable:
-            return self._pack(chr(whole))
-        return self._pack(apply_merges(symbols(piece), self.merged, self.merges))
+        spelled = piece.encode()
+        if self.whole_first and spelled in self.ranks:
+            return self._pack(chr(self.ranks[spelled]))
+        return self._pack(apply_merges(symbols(spelled), self.merged, self.merges))
 
     def _pack(self, word):
         """The ids as bytes: a symbol below 65,536 is its own UTF-16, though some look like surrogates."""
@@ -433,7 +421,12 @@ class Tokenizer:
     def to_tiktoken(self):
         """A tiktoken.Encoding with the same ids, faster on new text. TRAP: a million spaces in a row make it panic."""
         import tiktoken
-        if self.added or self.unreachable:
+        # tiktoken takes whole pieces first. After learned merges that is the same; files extended by hand may hold
+        # merges that are never reached: of (a, b), (b, c), (a, bc) the last, since "abc" becomes ab, c.
+        reached = self.whole_first or all(
+            apply_merges(symbols(self.bytes_of[256 + i]), self.merged, self.merges) == chr(256 + i)
+            for i in range(len(self.merges)))
+        if self.added or not reached:
             raise UserError("tiktoken would give other ids: this vocabulary has added tokens or merges that tiktoken "
                             "cannot follow")
         return tiktoken.Encoding("BPE", pat_str=PATTERN, mergeable_ranks=self.ranks, special_tokens=self.specials)
@@ -445,39 +438,14 @@ class Tokenizer:
     @classmethod
     def load(cls, folder, **kwargs):
         """Read tokenizer.json, or vocab.json and merges.txt."""
-        merges, specials, added, eos, whole_first = read_files(Path(folder))
-        tok = cls(merges, specials, added=added, eos=eos, **kwargs)
-        if not whole_first:
-            tok.find_unreachable()
-        return tok
+        return cls(**read_files(Path(folder)), **kwargs)
 
 
 # ---- 5. The commands ----
 
-PAPER_TERMS = ("chromatography", "cytotoxicity", "ECG", "GATA", "Immunohistochemistry", "myocardium", "nanoparticles",
-               "photosynthesis", "probiotic", "thrombin")       # one token each in BioMedLM: table 3 of the paper
-
-
-def texts_in(paths):
-    """The documents of all files in turn. Prints which cannot be read; UserError if they are more than 1 %."""
-    from plumbing.documents import Bad, documents  # needs zstandard, which sampling and training do not
-    good = bad = 0
-    for path in paths:
-        if not path.is_file():
-            raise UserError(f"{path}: no such file")
-        print(path)
-        for text in documents(path):
-            if isinstance(text, Bad):
-                print(f"skipped {text.where}: {text.reason}", file=sys.stderr)
-                bad += text.weight
-            else:
-                good += 1
-                yield text
-    if bad > 0.01 * (good + bad):
-        raise UserError(f"{bad:,} of {good + bad:,} documents cannot be read; repair or omit the files named above")
-
 
 def count_files(paths):
+    from plumbing.documents import texts_in  # needs zstandard, which sampling and training do not
     counts = Counter()
     for path in [p for p in paths if p.name.endswith(".counts.json")]:
         counts.update(read_ids(path))
@@ -492,7 +460,7 @@ def train(inputs: tuple[Path, ...], out: Path, vocab_size: int = 28896):
     """Learn a vocabulary and save it as a Hugging Face folder.
 
     Args:
-        inputs: files of text (see plumbing/documents.py), or *.counts.json written by `count`
+        inputs: files of text or folders of them (see plumbing/documents.py), or *.counts.json written by `count`
         out: folder to write; tokenizer.json, vocab.json, merges.txt and tokenizer_config.json
         vocab_size: tokens: 256 bytes, the merges and <|endoftext|>; the paper's model has 28,896
     """
@@ -505,7 +473,7 @@ def count(inputs: tuple[Path, ...], out: Path):
     """Count the pieces of a shard of text, so that many processes or machines can share the work of `train`.
 
     Args:
-        inputs: files of text (see plumbing/documents.py)
+        inputs: files of text or folders of them (see plumbing/documents.py)
         out: file to write; its name ends in .counts.json
     """
     if not out.name.endswith(".counts.json"):
@@ -513,37 +481,10 @@ def count(inputs: tuple[Path, ...], out: Path):
     write_json(out, count_files(inputs))
 
 
-def compare(tokenizers: tuple[Path, ...], text: str = "Immunohistochemistry shows the cytotoxicity of nanoparticles."):
-    """Show how tokenizers split a text, side by side, and the tokens of each term in the paper's table 3.
-
-    Args:
-        tokenizers: their folders, such as data/tokenizer and GPT-2's
-        text: what to split
-    """
-    toks, n = [Tokenizer.load(folder) for folder in tokenizers], len(text.encode())
-    rows = [[f"{folder.name}, {len(tok):,} tokens" for folder, tok in zip(tokenizers, toks, strict=True)],
-            [f"{n / max(1, len(tok.encode(text))):.2f} bytes per token" for tok in toks], []]
-    rows += zip_longest(*[coloured(tok, text) for tok in toks])
-    rows += [[], *([coloured(tok, " " + term)[0] for tok in toks] for term in PAPER_TERMS)]
-    for row in rows:
-        print("  ".join((cell or "") + " " * (40 - len(re.sub("\x1b.*?m", "", cell or ""))) for cell in row).rstrip())
-
-
-def coloured(tok, text, width=40):
-    """The tokens of a text, alternately on two backgrounds, as lines of at most about `width` characters."""
-    lines, used = [""], 0
-    for i, token in enumerate(tok.decode([i]).replace("\n", "\u23ce") for i in tok.encode(text)):
-        if used + len(token) > width and used:
-            lines, used = [*lines, ""], 0
-        lines[-1] += f"\x1b[30;4{'62'[i % 2]}m{token}\x1b[0m"
-        used += len(token)
-    return lines
-
-
 def main():
     import tyro  # here, since sample.py and train.py must run on a GPU machine without it
     with speaking_to_the_user():
-        tyro.extras.subcommand_cli_from_dict({"train": train, "count": count, "compare": compare})
+        tyro.extras.subcommand_cli_from_dict({"train": train, "count": count})
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ from plumbing.common import (
 from plumbing.huggingface import find_folder, matched
 from plumbing.runtime import autocast, collecting_by_hand, matrix_dtype, precise_dtype, stop_on_signals
 from training.checkpoint import Checkpoints, set_aside, the_only_run, whole_weights, write_origin
-from training.monitor import Monitor, Outliers, report_slowest
+from training.monitor import Monitor, Outliers
 from training.parallel import (
     average_gradients,
     clip_gradients,
@@ -161,9 +161,8 @@ def train(cfg, world):
         # ---- Resume ----
         checkpoints, outliers = Checkpoints(cfg.out, world, cfg.keep_checkpoints), Outliers(cfg.skip_outliers)
         first = resume(cfg, corpus, checkpoints, model, optimizer, outliers)
-        monitor = Monitor(cfg, world, first) if world.rank == 0 else None
-        if monitor:
-            monitor.introduce(corpus, val, sum(p.numel() for p in model.parameters()), kernels)
+        monitor = Monitor(cfg, world, first)
+        monitor.introduce(corpus, val, model, kernels)
 
         for step in range(first, cfg.steps):
             started = time.perf_counter()
@@ -194,10 +193,7 @@ def train(cfg, world):
             if done % cfg.eval_every == 0 or done == cfg.steps:
                 last_evaluation = evaluate(model, val, cfg, world)
                 values |= last_evaluation
-            if done % 100 == 0:
-                report_slowest(world, monitor, seconds)
-            if monitor:
-                monitor.write(step, values | monitor.speed(step, seconds))
+            monitor.write(step, values, seconds)
             if skipped > cfg.max_skipped:
                 raise UserError(f"{skipped} steps in a row were skipped for want of a finite loss and gradient, the "
                                 f"last {step}; lower --learning-rate, or look at the data. {cfg.out} resumes from its "
@@ -206,7 +202,8 @@ def train(cfg, world):
             # ---- Save, but not while steps are skipped: broken weights must not push out the last good checkpoint ----
             due = stop or (cfg.checkpoint_every and done % cfg.checkpoint_every == 0)
             if done == cfg.steps or (due and not skipped):
-                checkpoints.save(done, model, optimizer, saved_settings(cfg, corpus, outliers), last_evaluation)
+                settings = asdict(cfg) | {"corpus": corpus.fingerprint(), "recent_steps": list(outliers.values)}
+                checkpoints.save(done, model, optimizer, settings, last_evaluation)
             if stop and done < cfg.steps:
                 checkpoints.finish()
                 saved = "not saved, because steps are being skipped" if skipped else f"saved after step {step}"
@@ -218,10 +215,8 @@ def train(cfg, world):
         checkpoints.finish()
         if not last_evaluation:                  # a finished run was started again, and has taken no step
             last_evaluation = evaluate(model, val, cfg, world)
+        monitor.close()
         save_model(cfg, world, model, network, last_evaluation)
-        if monitor:
-            monitor.close()
-            print(f"next: python sample.py --model {cfg.out}/model --prompt TEXT")
     return losses
 
 
@@ -361,11 +356,6 @@ def build(cfg, world, network, tensors):
 # ---- Resuming and saving ----
 
 
-def saved_settings(cfg, corpus, outliers):
-    """What a checkpoint remembers of its run."""
-    return asdict(cfg) | {"corpus": corpus.fingerprint(), "recent_steps": list(outliers.values)}
-
-
 def resume(cfg, corpus, checkpoints, model, optimizer, outliers):
     """Fill model and optimizer from OUT's newest checkpoint, if there is one; returns the number of its steps."""
     if cfg.restart:
@@ -401,7 +391,7 @@ def save_model(cfg, world, model, network, last_evaluation):
         else:
             print(f"{cfg.data} holds no tokenizer.json, so {cfg.out}/model will have none; sample.py needs one")
         write_origin(folder, cfg, read_meta(cfg.data), last_evaluation)
-    print(f"wrote {cfg.out}/model", flush=True)
+    print(f"wrote {cfg.out}/model\nnext: python sample.py --model {cfg.out}/model --prompt TEXT", flush=True)
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def facts():
          memory_gib=card.total_memory / 2**30, cores=os.cpu_count(), commit=git_commit(), **versions)
     emit(fact="importable", modules=[name for name in RIVALS if importlib.util.find_spec(name)])
     with attempt(fact="ceilings"):
-        from kernels.measure import ceilings
+        from bench.measure import ceilings
         copy, product = ceilings()
         emit(fact="ceilings", copy_tb_per_s=copy / 1e12, product_tflops=product / 1e12)
 
@@ -70,7 +70,7 @@ def correct(share=None):
         command = [sys.executable, __file__, "correct"]
         processes = [subprocess.Popen([*command, str(i)], cwd=ROOT) for i in range(PROCESSES)]
         return max(process.wait() != 0 for process in processes)
-    from kernels.measure import poisoned
+    from bench.measure import poisoned
     poisoned()
     torch.manual_seed(4)
     for name, make in list(checks(pick_device()).items())[int(share)::PROCESSES]:

@@ -78,7 +78,7 @@ def train(name, micro_batch=8, device=None, shape=None, compiled=True):
 
 
 def product_rate():
-    from kernels.measure import ceilings
+    from bench.measure import ceilings
     product = ceilings()[1]
     torch.cuda.empty_cache()
     return product

@@ -7,7 +7,7 @@ and cuDNN backends, FlexAttention, and FlashAttention 3 or 4 where they can be i
 views of the packed q, k, v, as a model has them, where their backward pass also pays for packing the gradient; and on
 separate tensors. The other kernels are limited by memory: their figure is the share of what a plain copy reaches.
 Times up to T = 1024 are taken in a CUDA graph, since launching a kernel can take as long as the kernel.
-Not here: correctness (gpu_checks.py comes first), how a time is taken (kernels/measure.py).
+Not here: correctness (gpu_checks.py comes first), how a time is taken (bench/measure.py).
 """
 import importlib
 import sys
@@ -21,12 +21,12 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bench.gpu_records import attempt, emit
+from bench.measure import ceilings, graph_ms, median_ms, require_gpu
 from kernels.cross_entropy import linear_cross_entropy
 from kernels.flash_attention import flash_attention
 from kernels.flash_decode import flash_decode
 from kernels.gelu import gelu_linear
 from kernels.layer_norm import add_layer_norm
-from kernels.measure import ceilings, graph_ms, median_ms, require_gpu
 from plumbing.common import speaking_to_the_user
 
 B, H, K = 8, 20, 128            # sequences, heads, head width: BioMedLM's

@@ -44,8 +44,9 @@ from baselines import load
 from data import Corpus, read_meta
 from model import GPTConfig
 from plumbing.common import ROOT, read_json, speaking_to_the_user, write_json
+from plumbing.documents import texts_in
 from prepare.exclude import Excluded, read_excluded
-from tokenizer import Tokenizer, texts_in
+from tokenizer import Tokenizer
 
 OUT = Path("out/vocabulary")
 ARMS = ("A1", "A2", "A3")

@@ -1,5 +1,6 @@
 """Triton kernels, one lesson per file, in reading order.
 
+rows.py             what the kernels share: reading and writing tiles, a linear layer that forgets its input
 layer_norm.py       the easiest kernel: rows, two reductions, a derived backward pass
 gelu.py             bias and GELU, discarded in the forward pass and recomputed
 cross_entropy.py    the gradient of the loss, written over the logits
@@ -9,7 +10,6 @@ matvec.py           a linear layer on one new token: as fast as memory delivers 
 transformer.py      a block and the loss, put together from the kernels
 tiles.py            how large the tiles are, and why
 self_check.py       is the attention right that this machine's assembler compiled?
-measure.py          how the speed of a kernel is measured
 compile_check.py    machine code for A100 and H100, on a machine with neither
 
 In this file: can the kernels run on this machine, and by which assembler are they compiled? Nothing here falls back in
@@ -116,15 +116,17 @@ def architecture(device):
     return 90 if torch.cuda.get_device_capability(device)[0] == 9 else 80
 
 
-def outside_autocast(body):
-    """Decorator of an operator's body: what it computes depends on its arguments, not on the caller's autocast.
+def operator(name, mutates=()):
+    """Decorator: an operator that torch.compile does not look into. Its result depends on its arguments alone.
 
     TRAP: under autocast a product in an opaque operator would take another dtype than its buffers, and CUDA's list of
     operators differs from the CPU's: there F.layer_norm returns fp32.
     """
-    @functools.wraps(body)
-    def operator(*arguments):
-        device = next(x.device.type for x in arguments if isinstance(x, torch.Tensor))
-        with torch.autocast(device, enabled=False):
-            return body(*arguments)
-    return operator
+    def registered(body):
+        @functools.wraps(body)
+        def outside_autocast(*arguments):
+            device = next(x.device.type for x in arguments if isinstance(x, torch.Tensor))
+            with torch.autocast(device, enabled=False):
+                return body(*arguments)
+        return torch.library.custom_op(f"nanobiomedlm::{name}", outside_autocast, mutates_args=mutates)
+    return registered

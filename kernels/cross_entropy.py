@@ -23,7 +23,8 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels import outside_autocast
+from kernels import operator
+from kernels.rows import read, rows, write
 
 # Logits of a tile: 8 per thread, three tiles in flight. With 16 warps a processor holds at most 4 rows, and the
 # 4 x 132 x 58 KB of all rows being worked on stay in the cache for their second pass.
@@ -59,7 +60,7 @@ def cross_entropy_kernel(
     m_V = tl.full([LANES], -1.0e30, tl.float32)
     l_V = tl.zeros([LANES], tl.float32)
     for v in tl.range(0, V, LANES, num_stages=STAGES):
-        z_V = tl.load(logits + v + v_V, mask=v + v_V < V, other=0.0).to(tl.float32)
+        z_V = read(logits + v + v_V, v + v_V < V)
         z_V = tl.where(v + v_V < V, z_V, -float("inf"))           # TRAP: as `other`, -inf would make the copies wait
         e_V = tl.exp(-tl.abs(z_V - m_V))                  # of exp(m - new) and exp(z - new) one is 1: the other is this
         l_V = tl.where(z_V > m_V, l_V * e_V + 1, l_V + e_V)
@@ -74,13 +75,12 @@ def cross_entropy_kernel(
         tl.debug_barrier()
         for v in tl.range(0, V, LANES, num_stages=STAGES):
             inside_V = v + v_V < V
-            z_V = tl.load(logits + v + v_V, mask=inside_V, other=0.0).to(tl.float32)
+            z_V = read(logits + v + v_V, inside_V)
             dz_V = tl.exp(z_V - lse) - tl.where(v + v_V == y, 1.0, 0.0)
-            tl.store(logits + v + v_V, tl.where(y >= 0, dz_V, 0.0).to(logits.dtype.element_ty), mask=inside_V)
+            write(logits + v + v_V, tl.where(y >= 0, dz_V, 0.0), inside_V)
 
 
-@torch.library.custom_op("nanobiomedlm::cross_entropy_", mutates_args=("logits_NV",))
-@outside_autocast
+@operator("cross_entropy_", mutates=("logits_NV",))
 def cross_entropy_(logits_NV: torch.Tensor, targets_N: torch.Tensor, gradient: bool) -> torch.Tensor:
     """loss_N in fp32, without autograd. With `gradient`, the gradient of its sum overwrites the (contiguous) logits."""
     N, V = logits_NV.shape
@@ -95,8 +95,7 @@ def _(logits_NV, targets_N, gradient):
     return logits_NV.new_empty(logits_NV.shape[0], dtype=torch.float32)
 
 
-@torch.library.custom_op("nanobiomedlm::linear_cross_entropy", mutates_args=())
-@outside_autocast
+@operator("linear_cross_entropy")
 def linear_cross_entropy_op(x_ND: torch.Tensor, weight_VD: torch.Tensor, targets_N: torch.Tensor, gradient: bool,
                             chunk_rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(sum of losses, its gradient by x, its gradient by weight); the gradients are empty without `gradient`."""
@@ -144,5 +143,5 @@ def linear_cross_entropy(x, weight, targets, chunk_rows=CHUNK_ROWS):
     """
     gradient = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     targets_N = targets.reshape(-1)
-    loss = linear_cross_entropy_op(x.reshape(-1, x.shape[-1]), weight, targets_N, gradient, chunk_rows)[0]
+    loss = linear_cross_entropy_op(rows(x), weight, targets_N, gradient, chunk_rows)[0]
     return loss / (targets_N >= 0).sum()

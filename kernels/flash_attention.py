@@ -29,7 +29,7 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from kernels import architecture, outside_autocast
+from kernels import architecture, operator
 from kernels.tiles import TILES
 
 LOG2E, LN2 = tl.constexpr(1 / math.log(2)), tl.constexpr(math.log(2))
@@ -351,8 +351,7 @@ def _launch(kernel, streamed, tensors, doc_BT, seed, scale, n_head, dropout_p):
         num_warps=tile.warps, num_stages=tile.stages, maxnreg=tile.registers)
 
 
-@torch.library.custom_op("nanobiomedlm::flash_attention", mutates_args=())
-@outside_autocast
+@operator("flash_attention")
 def flash_attention_op(qkv_BT3C: Tensor, n_head: int, scale: Tensor, dropout_p: float, seed: Tensor | None,
                        doc_start_BT: Tensor | None) -> tuple[Tensor, Tensor]:
     """(out_BTC, lse_BHT). Opaque to torch.compile: a block is one graph, and nothing in here is traced."""
@@ -368,8 +367,7 @@ def _outputs(qkv_BT3C, n_head, *_):
     return qkv_BT3C.new_empty(B, T, C3 // 3), qkv_BT3C.new_empty(B, n_head, T, dtype=torch.float32)
 
 
-@torch.library.custom_op("nanobiomedlm::flash_attention_backward", mutates_args=())
-@outside_autocast
+@operator("flash_attention_backward")
 def flash_attention_backward_op(dout_BTC: Tensor, qkv_BT3C: Tensor, out_BTC: Tensor, lse_BHT: Tensor, n_head: int,
                                 scale: Tensor, dropout_p: float, seed: Tensor | None,
                                 doc_start_BT: Tensor | None) -> Tensor:

@@ -21,7 +21,8 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels import outside_autocast
+from kernels import operator
+from kernels.rows import read
 
 LOG2E = tl.constexpr(1 / math.log(2))
 LOWEST = tl.constexpr(-1.0e30)       # initial maximum; -inf would give inf - inf in a split without keys
@@ -71,8 +72,8 @@ def decode_kernel(
     for s in tl.range(split * share, tl.minimum(split * share + share, S), BLOCK_S):
         s_S = s + tl.arange(0, BLOCK_S)
         offset_SK = cache + s_S[:, None] * stride_s + k_K[None, :]
-        k_SK = tl.load(k_cache + offset_SK, mask=s_S[:, None] < S, other=0.0).to(tl.float32)
-        v_SK = tl.load(v_cache + offset_SK, mask=s_S[:, None] < S, other=0.0).to(tl.float32)
+        k_SK = read(k_cache + offset_SK, s_S[:, None] < S)
+        v_SK = read(v_cache + offset_SK, s_S[:, None] < S)
         z_S = tl.where(s_S < S, tl.sum(k_SK * q_K[None, :], 1), -float("inf"))
         m_new = tl.maximum(m, tl.max(z_S, 0))
         p_S = tl.exp2(z_S - m_new)
@@ -116,8 +117,7 @@ def _launch(q, k_new, v_new, stride_q, B, H, k_cache_BHSK, v_cache_BHSK, length_
     return out_BHK
 
 
-@torch.library.custom_op("nanobiomedlm::flash_decode", mutates_args=())
-@outside_autocast
+@operator("flash_decode")
 def flash_decode_op(q_BHK: torch.Tensor, k_cache_BHSK: torch.Tensor, v_cache_BHSK: torch.Tensor, length_B: torch.Tensor,
                     scale: float) -> torch.Tensor:
     B, H, K = q_BHK.shape
@@ -129,8 +129,7 @@ def _(q_BHK, k_cache_BHSK, v_cache_BHSK, length_B, scale):
     return torch.empty_like(q_BHK)
 
 
-@torch.library.custom_op("nanobiomedlm::append_and_decode", mutates_args=("k_cache_BHSK", "v_cache_BHSK"))
-@outside_autocast
+@operator("append_and_decode", mutates=("k_cache_BHSK", "v_cache_BHSK"))
 def append_and_decode(qkv_BC: torch.Tensor, k_cache_BHSK: torch.Tensor, v_cache_BHSK: torch.Tensor,
                       length_B: torch.Tensor, scale: float) -> torch.Tensor:
     """out_BC of one new token per row, whose key and value are written to the caches at length_B - 1.

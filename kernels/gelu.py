@@ -21,7 +21,8 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels import outside_autocast
+from kernels import operator
+from kernels.rows import before_linear, linear, read, rows, weight_gradient, write
 
 SLOPE, CUBIC = tl.constexpr(0.7978845608028654), tl.constexpr(0.044715)         # SLOPE is sqrt(2/pi)
 ROWS, COLUMNS, WARPS = 8, 256, 4    # a tile is 8 rows of 512 bytes: 16 elements per thread
@@ -51,9 +52,9 @@ def forward_kernel(
     f_F = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside_NF = (n_N[:, None] < N) & (f_F[None, :] < F)
     offset_NF = n_N.to(tl.int64)[:, None] * F + f_F[None, :]
-    x_NF = tl.load(h + offset_NF, mask=inside_NF, other=0.0).to(tl.float32)
-    x_NF += tl.load(bias + f_F, mask=f_F < F, other=0.0).to(tl.float32)[None, :]
-    tl.store(g + offset_NF, (x_NF * _sigmoid_2u(x_NF)).to(g.dtype.element_ty), mask=inside_NF)
+    x_NF = read(h + offset_NF, inside_NF)
+    x_NF += read(bias + f_F, f_F < F)[None, :]
+    write(g + offset_NF, x_NF * _sigmoid_2u(x_NF), inside_NF)
 
 
 @triton.jit
@@ -70,19 +71,19 @@ def backward_kernel(
     STEPS: tl.constexpr,        # tiles of a program, one below the other
 ):
     f_F = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    b_F = tl.load(bias + f_F, mask=f_F < F, other=0.0).to(tl.float32)
+    b_F = read(bias + f_F, f_F < F)
     sum_NF = tl.zeros([ROWS, COLUMNS], tl.float32)
     for step in range(STEPS):
         n_N = (tl.program_id(0) * STEPS + step) * ROWS + tl.arange(0, ROWS)
         inside_NF = (n_N[:, None] < N) & (f_F[None, :] < F)
         offset_NF = n_N.to(tl.int64)[:, None] * F + f_F[None, :]
-        x_NF = tl.load(h + offset_NF, mask=inside_NF, other=0.0).to(tl.float32) + b_F[None, :]
+        x_NF = read(h + offset_NF, inside_NF) + b_F[None, :]
         s_NF = _sigmoid_2u(x_NF)
         slope_NF = s_NF + x_NF * s_NF * (1 - s_NF) * (1 + x_NF * x_NF * (3 * CUBIC)) * (2 * SLOPE)
-        dh_NF = tl.load(dg + offset_NF, mask=inside_NF, other=0.0).to(tl.float32) * slope_NF
-        tl.store(dh + offset_NF, dh_NF.to(dh.dtype.element_ty), mask=inside_NF)
+        dh_NF = read(dg + offset_NF, inside_NF) * slope_NF
+        write(dh + offset_NF, dh_NF, inside_NF)
         if AGAIN:
-            tl.store(g + offset_NF, (x_NF * s_NF).to(g.dtype.element_ty), mask=inside_NF)
+            write(g + offset_NF, x_NF * s_NF, inside_NF)
         sum_NF += dh_NF                                           # rows outside have dg = 0
     tl.store(dbias + tl.program_id(0) * F + f_F, tl.sum(sum_NF, 0), mask=f_F < F)
 
@@ -93,14 +94,13 @@ def backward_kernel(
 Tensor = torch.Tensor
 
 
-@torch.library.custom_op("nanobiomedlm::gelu_linear", mutates_args=())
-@outside_autocast
+@operator("gelu_linear")
 def gelu_linear_op(h_NF: Tensor, gelu_bias_F: Tensor, weight_DF: Tensor | None, bias_D: Tensor | None) -> Tensor:
     """gelu(h + bias), or linear of that with a weight."""
     (N, F), g_NF = h_NF.shape, torch.empty_like(h_NF)
     grid = triton.cdiv(N, ROWS), triton.cdiv(F, COLUMNS)
     forward_kernel[grid](h_NF, gelu_bias_F, g_NF, N, F, ROWS=ROWS, COLUMNS=COLUMNS, num_warps=WARPS)
-    return g_NF if weight_DF is None else torch.nn.functional.linear(g_NF, weight_DF, bias_D)
+    return linear(g_NF, weight_DF, bias_D)
 
 
 @gelu_linear_op.register_fake
@@ -108,21 +108,19 @@ def _(h_NF, gelu_bias_F, weight_DF, bias_D):
     return h_NF.new_empty(h_NF.shape[0], h_NF.shape[1] if weight_DF is None else weight_DF.shape[0])
 
 
-@torch.library.custom_op("nanobiomedlm::gelu_linear_backward", mutates_args=())
-@outside_autocast
+@operator("gelu_linear_backward")
 def gelu_linear_backward_op(dout_ND: Tensor, h_NF: Tensor, gelu_bias_F: Tensor,
                             weight_DF: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """(dh, dgelu_bias, dweight); dweight is empty without a weight."""
     (N, F), dout_ND = h_NF.shape, dout_ND.contiguous()
-    dg_NF = dout_ND if weight_DF is None else dout_ND @ weight_DF
-    dh_NF, g_NF = torch.empty_like(h_NF), None if weight_DF is None else torch.empty_like(h_NF)
+    dg_NF, g_NF = before_linear(dout_ND, weight_DF)
+    dh_NF = torch.empty_like(h_NF)
     programs = triton.cdiv(N, ROWS * STEPS)
     dbias_PF = h_NF.new_empty(programs, F, dtype=torch.float32)
     backward_kernel[(programs, triton.cdiv(F, COLUMNS))](
         h_NF, gelu_bias_F, dg_NF, dh_NF, g_NF, dbias_PF, N, F, AGAIN=g_NF is not None, ROWS=ROWS, COLUMNS=COLUMNS,
         STEPS=STEPS, num_warps=WARPS)
-    dweight_DF = dout_ND.new_empty(0) if weight_DF is None else dout_ND.mT @ g_NF
-    return dh_NF, dbias_PF.sum(0).to(gelu_bias_F.dtype), dweight_DF
+    return dh_NF, dbias_PF.sum(0).to(gelu_bias_F.dtype), weight_gradient(dout_ND, g_NF)
 
 
 @gelu_linear_backward_op.register_fake
@@ -149,11 +147,11 @@ gelu_linear_op.register_autograd(_backward, setup_context=_save)
 
 def bias_gelu(x, bias):
     """gelu(x + bias) over the last dimension, in x's dtype."""
-    return gelu_linear_op(x.reshape(-1, x.shape[-1]), bias, None, None).view_as(x)
+    return gelu_linear_op(rows(x), bias, None, None).view_as(x)
 
 
 def gelu_linear(x, gelu_bias, weight, bias=None):
     """linear(gelu(x + gelu_bias)), keeping only x. weight is [D, F] as in torch.nn.functional.linear; it and bias are
     cast to x's dtype."""
     bias = bias if bias is None else bias.to(x.dtype)
-    return gelu_linear_op(x.reshape(-1, x.shape[-1]), gelu_bias, weight.to(x.dtype), bias).view(*x.shape[:-1], -1)
+    return gelu_linear_op(rows(x), gelu_bias, weight.to(x.dtype), bias).view(*x.shape[:-1], -1)

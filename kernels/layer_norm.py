@@ -20,7 +20,8 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels import architecture, outside_autocast
+from kernels import architecture, operator
+from kernels.rows import before_linear, linear, read, rows, weight_gradient, write
 
 PROGRAMS = {80: 2 * 108, 90: 2 * 132}       # of the backward pass: two per processor, each with sums dw and db
 WARPS = 8                                   # a row of 2560 is 4096 lanes (a power of two): 16 per thread
@@ -49,9 +50,9 @@ def forward_kernel(
     n = tl.program_id(0).to(tl.int64)                             # one row a program
     d_D = tl.arange(0, LANES)
     inside_D = d_D < D
-    x_D = tl.load(x + n * D + d_D, mask=inside_D, other=0.0).to(tl.float32)
+    x_D = read(x + n * D + d_D, inside_D)
     if RESIDUAL:
-        x_D += tl.load(residual + n * D + d_D, mask=inside_D, other=0.0).to(tl.float32)
+        x_D += read(residual + n * D + d_D, inside_D)
         rounded_D = x_D.to(total.dtype.element_ty)
         tl.store(total + n * D + d_D, rounded_D, mask=inside_D)
         x_D = rounded_D.to(tl.float32)                            # the stored value: the backward pass reads it
@@ -60,9 +61,9 @@ def forward_kernel(
     centred_D = tl.where(inside_D, x_D - m, 0.0)                  # TRAP: idle lanes hold 0 - m without this
     r = 1 / tl.sqrt(tl.sum(centred_D * centred_D, 0) / D + eps)   # in two passes: sum(x^2) - m^2 would cancel
 
-    w_D = tl.load(weight + d_D, mask=inside_D, other=0.0).to(tl.float32)
-    b_D = tl.load(bias + d_D, mask=inside_D, other=0.0).to(tl.float32)
-    tl.store(y + n * D + d_D, (centred_D * r * w_D + b_D).to(y.dtype.element_ty), mask=inside_D)
+    w_D = read(weight + d_D, inside_D)
+    b_D = read(bias + d_D, inside_D)
+    write(y + n * D + d_D, centred_D * r * w_D + b_D, inside_D)
     tl.store(mean + n, m)
     tl.store(rstd + n, r)
 
@@ -84,25 +85,25 @@ def backward_kernel(
 ):
     d_D = tl.arange(0, LANES)
     inside_D = d_D < D
-    w_D = tl.load(weight + d_D, mask=inside_D, other=0.0).to(tl.float32)
+    w_D = read(weight + d_D, inside_D)
     dw_D = tl.zeros([LANES], tl.float32)
     db_D = tl.zeros([LANES], tl.float32)
     # num_stages: the next rows are loaded while this one is summed. A row is 10 KB, and about 25 KB must be in flight
     # on every processor to keep 4 TB/s of memory busy.
     for row in tl.range(tl.program_id(0), N, tl.num_programs(0), num_stages=3):
         n = tl.full([], row, tl.int64)                            # not row.to: the interpreter's are Python's ints
-        x_D = tl.load(x + n * D + d_D, mask=inside_D, other=0.0).to(tl.float32)
-        dy_D = tl.load(dy + n * D + d_D, mask=inside_D, other=0.0).to(tl.float32)
+        x_D = read(x + n * D + d_D, inside_D)
+        dy_D = read(dy + n * D + d_D, inside_D)
         r = tl.load(rstd + n)
         h_D = tl.where(inside_D, (x_D - tl.load(mean + n)) * r, 0.0)
         g_D = dy_D * w_D
         dx_D = r * (g_D - tl.sum(g_D, 0) / D - h_D * (tl.sum(g_D * h_D, 0) / D))
         if RESIDUAL:
-            dx_D += tl.load(dtotal + n * D + d_D, mask=inside_D, other=0.0).to(tl.float32)
-        tl.store(dx + n * D + d_D, dx_D.to(dx.dtype.element_ty), mask=inside_D)
+            dx_D += read(dtotal + n * D + d_D, inside_D)
+        write(dx + n * D + d_D, dx_D, inside_D)
         if AGAIN:
-            b_D = tl.load(bias + d_D, mask=inside_D, other=0.0).to(tl.float32)
-            tl.store(y + n * D + d_D, (h_D * w_D + b_D).to(y.dtype.element_ty), mask=inside_D)
+            b_D = read(bias + d_D, inside_D)
+            write(y + n * D + d_D, h_D * w_D + b_D, inside_D)
         dw_D += dy_D * h_D
         db_D += dy_D
     tl.store(dweight + tl.program_id(0) * D + d_D, dw_D, mask=inside_D)
@@ -115,8 +116,7 @@ def backward_kernel(
 Tensor = torch.Tensor
 
 
-@torch.library.custom_op("nanobiomedlm::norm_linear", mutates_args=())
-@outside_autocast
+@operator("norm_linear")
 def norm_linear_op(x_ND: Tensor, residual_ND: Tensor | None, norm_weight_D: Tensor, norm_bias_D: Tensor, eps: float,
                    weight_FD: Tensor | None, bias_F: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(total, out, mean, rstd); total is empty without a residual, out is the norm itself without a weight."""
@@ -125,7 +125,7 @@ def norm_linear_op(x_ND: Tensor, residual_ND: Tensor | None, norm_weight_D: Tens
     y_ND, mean_N, rstd_N = torch.empty_like(x_ND), *(x_ND.new_empty(N, dtype=torch.float32) for _ in range(2))
     forward_kernel[(N,)](x_ND, residual_ND, norm_weight_D, norm_bias_D, total_ND, y_ND, mean_N, rstd_N, D, eps,
                          RESIDUAL=residual_ND is not None, LANES=triton.next_power_of_2(D), num_warps=WARPS)
-    return total_ND, y_ND if weight_FD is None else torch.nn.functional.linear(y_ND, weight_FD, bias_F), mean_N, rstd_N
+    return total_ND, linear(y_ND, weight_FD, bias_F), mean_N, rstd_N
 
 
 @norm_linear_op.register_fake
@@ -136,15 +136,14 @@ def _(x_ND, residual_ND, norm_weight_D, norm_bias_D, eps, weight_FD, bias_F):
     return total_ND, x_ND.new_empty(N, D if weight_FD is None else weight_FD.shape[0]), mean_N, rstd_N
 
 
-@torch.library.custom_op("nanobiomedlm::norm_linear_backward", mutates_args=())
-@outside_autocast
+@operator("norm_linear_backward")
 def norm_linear_backward_op(dtotal_ND: Tensor | None, dout_NF: Tensor, x_ND: Tensor, norm_weight_D: Tensor,
                             norm_bias_D: Tensor, mean_N: Tensor, rstd_N: Tensor,
                             weight_FD: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(dx, dnorm_weight, dnorm_bias, dweight); dweight is empty without a weight."""
     (N, D), dout_NF = x_ND.shape, dout_NF.contiguous()
-    dy_ND = dout_NF if weight_FD is None else dout_NF @ weight_FD
-    dx_ND, y_ND = torch.empty_like(x_ND), None if weight_FD is None else torch.empty_like(dy_ND)
+    dy_ND, y_ND = before_linear(dout_NF, weight_FD)
+    dx_ND = torch.empty_like(x_ND)
     programs = min(N, PROGRAMS[architecture(x_ND.device)])
     dnorm_weight_PD, dnorm_bias_PD = x_ND.new_empty(2, programs, D, dtype=torch.float32)
     dtotal_ND = None if dtotal_ND is None else dtotal_ND.contiguous()
@@ -152,8 +151,9 @@ def norm_linear_backward_op(dtotal_ND: Tensor | None, dout_NF: Tensor, x_ND: Ten
         x_ND, dy_ND, dtotal_ND, norm_weight_D, norm_bias_D, mean_N, rstd_N, dx_ND, y_ND, dnorm_weight_PD,
         dnorm_bias_PD, N, D, RESIDUAL=dtotal_ND is not None, AGAIN=weight_FD is not None,
         LANES=triton.next_power_of_2(D), num_warps=WARPS)
-    dweight_FD = dout_NF.new_empty(0) if weight_FD is None else dout_NF.mT @ y_ND
-    return dx_ND, dnorm_weight_PD.sum(0).to(norm_weight_D.dtype), dnorm_bias_PD.sum(0).to(norm_bias_D.dtype), dweight_FD
+    dnorm_weight_D, dnorm_bias_D = dnorm_weight_PD.sum(0), dnorm_bias_PD.sum(0)
+    return (dx_ND, dnorm_weight_D.to(norm_weight_D.dtype), dnorm_bias_D.to(norm_bias_D.dtype),
+            weight_gradient(dout_NF, y_ND))
 
 
 @norm_linear_backward_op.register_fake
@@ -182,18 +182,14 @@ def _backward(ctx, dtotal_ND, dout_NF, dmean_N, drstd_N):
 norm_linear_op.register_autograd(_backward, setup_context=_save)
 
 
-def _rows(x):
-    return x if x is None else x.reshape(-1, x.shape[-1])
-
-
 def layer_norm(x, weight, bias, eps=1e-5):
     """LayerNorm over the last dimension; the output has x's dtype whatever that of the weights."""
-    return norm_linear_op(_rows(x), None, weight, bias, eps, None, None)[1].view_as(x)
+    return norm_linear_op(rows(x), None, weight, bias, eps, None, None)[1].view_as(x)
 
 
 def add_layer_norm(x, residual, weight, bias, eps=1e-5):
     """(x + residual in residual's dtype, LayerNorm of it in x's dtype)."""
-    total_ND, y_ND, _, _ = norm_linear_op(_rows(x), _rows(residual), weight, bias, eps, None, None)
+    total_ND, y_ND, _, _ = norm_linear_op(rows(x), rows(residual), weight, bias, eps, None, None)
     return total_ND.view_as(residual), y_ND.view_as(x)
 
 
@@ -204,6 +200,6 @@ def norm_linear(x, norm_weight, norm_bias, weight, bias=None, residual=None, eps
     """
     bias = bias if bias is None else bias.to(x.dtype)
     weight = weight.to(x.dtype)
-    total_ND, out_NF, _, _ = norm_linear_op(_rows(x), _rows(residual), norm_weight, norm_bias, eps, weight, bias)
+    total_ND, out_NF, _, _ = norm_linear_op(rows(x), rows(residual), norm_weight, norm_bias, eps, weight, bias)
     out = out_NF.view(*x.shape[:-1], -1)
     return out if residual is None else (total_ND.view_as(residual), out)

@@ -16,8 +16,9 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels import outside_autocast
+from kernels import operator
 from kernels.gelu import _sigmoid_2u, bias_gelu_reference
+from kernels.rows import read, write
 
 ROWS = 4                             # rows of x that share one reading of the weights
 OUTPUTS, INPUTS, WARPS = 4, 512, 4   # of a tile of weights: 4 KB in bf16, 16 elements per thread
@@ -62,19 +63,18 @@ def matvec_kernel(
     y_BO = tl.sum(sum_BOI, 2)                                     # threads are summed once, at the end
 
     if SCALE:
-        y_BO *= tl.load(scale + o_O, mask=o_O < O, other=0.0).to(tl.float32)[None, :]
+        y_BO *= read(scale + o_O, o_O < O)[None, :]
     if BIAS:
-        y_BO += tl.load(bias + o_O, mask=o_O < O, other=0.0).to(tl.float32)[None, :]
+        y_BO += read(bias + o_O, o_O < O)[None, :]
     if GELU:
         y_BO *= _sigmoid_2u(y_BO)
     offset_BO, inside_BO = b_B[:, None] * O + o_O[None, :], (b_B < B)[:, None] & (o_O < O)[None, :]
     if RESIDUAL:
-        y_BO += tl.load(residual + offset_BO, mask=inside_BO, other=0.0).to(tl.float32)
-    tl.store(out + offset_BO, y_BO.to(out.dtype.element_ty), mask=inside_BO)
+        y_BO += read(residual + offset_BO, inside_BO)
+    write(out + offset_BO, y_BO, inside_BO)
 
 
-@torch.library.custom_op("nanobiomedlm::matvec", mutates_args=())
-@outside_autocast
+@operator("matvec")
 def matvec(x_BI: torch.Tensor, weight_OI: torch.Tensor, scale_O: torch.Tensor | None = None,
            bias_O: torch.Tensor | None = None, gelu: bool = False,
            residual_BO: torch.Tensor | None = None) -> torch.Tensor:

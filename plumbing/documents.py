@@ -18,6 +18,7 @@ Not here: what the documents are used for (prepare/pubmed.py, tokenizer.py).
 """
 import json
 import re
+import sys
 import zlib
 from codecs import BOM_UTF8
 from pathlib import Path
@@ -25,6 +26,8 @@ from typing import NamedTuple
 from xml.etree import ElementTree
 
 import zstandard
+
+from plumbing.common import UserError
 
 BLOCK = 1 << 18      # bytes read at a time
 
@@ -51,6 +54,35 @@ class Record(NamedTuple):
 def documents(path):
     """The documents of a file in order: each item is a text (str, perhaps empty) or a Bad."""
     return map(parse, records(Path(path)))
+
+
+def files_in(inputs):
+    """(the files to read, in order; the number of other files in the folders)."""
+    files, others = [], 0
+    for path in inputs:
+        if not path.exists():
+            raise UserError(f"{path}: no such file or folder; --inputs takes files of text, or folders of them")
+        inside = [p for p in sorted(path.rglob("*")) if p.is_file()] if path.is_dir() else []
+        readable = [p for p in inside if is_readable(p)] if path.is_dir() else [path]
+        others += len(inside) - len(readable) if inside else 0
+        files += readable
+    return list(dict.fromkeys(files)), others
+
+
+def texts_in(inputs):
+    """The documents of all files in turn. Prints which cannot be read; UserError if they are more than 1 %."""
+    good = bad = 0
+    for path in files_in(inputs)[0]:
+        print(path)
+        for text in documents(path):
+            if isinstance(text, Bad):
+                print(f"skipped {text.where}: {text.reason}", file=sys.stderr)
+                bad += text.weight
+            else:
+                good += 1
+                yield text
+    if bad > 0.01 * (good + bad):
+        raise UserError(f"{bad:,} of {good + bad:,} documents cannot be read; repair or omit the files named above")
 
 
 # ---- Files to raw records: cheap, so that one process can feed many that parse ----

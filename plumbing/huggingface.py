@@ -12,7 +12,7 @@ Not here: what the tensors mean; each model file maps the names to its own.
 import os
 import pickle
 import zipfile
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
@@ -83,6 +83,17 @@ def read_config(path, supported):
         if values.get(name, choices[0]) not in choices:
             raise UserError(f"{path}: {name} is {values[name]!r}; this code computes {' or '.join(map(repr, choices))}")
     return values
+
+
+def read_shape(config_class, path):
+    """config.json as a `config_class`, a model.GPTConfig or another family's; UserError for what it cannot compute."""
+    values = config_class.read(path)
+    cfg = config_class(**{f.name: values[f.name] for f in fields(config_class) if f.name in values})
+    try:
+        cfg.check()
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return cfg
 
 
 def write_config(folder, values):

@@ -71,7 +71,7 @@ def longest(folder):
 
 
 def read_files(folder):
-    """(merges, specials, added, eos, whole_first) of a folder.
+    """The arguments of tokenizer.Tokenizer for a folder: merges, specials, added, eos, whole_first.
 
     specials and added are name -> id: added tokens are recognised in every text, special ones never. eos is the special
     token that ends a text. whole_first: a piece that is a token becomes it, even if the merges lead elsewhere.
@@ -108,7 +108,9 @@ def read_files(folder):
     specials = check_vocabulary(source, known, {t: i for t, i in vocab.items() if t not in added}, specials,
                                 names.get("eos_token"))
     eos = names.get("eos_token")
-    return merges, specials, added, eos if eos in specials else next(iter({EOS} & {*specials} or specials)), whole_first
+    if eos not in specials:
+        eos = EOS if EOS in specials else next(iter(specials))
+    return {"merges": merges, "specials": specials, "added": added, "eos": eos, "whole_first": whole_first}
 
 
 def names_of(folder):

@@ -38,7 +38,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the repositor
 from baselines import load_tokenizer
 from data import write_shard
 from plumbing.common import UserError, check_ranges, parse_args, speaking_to_the_user, write_json, written_whole
-from plumbing.documents import EMPTY, Bad, Record, is_readable, parse, pmid, records
+from plumbing.documents import EMPTY, Bad, Record, files_in, parse, pmid, records
 from prepare.download import Download, download
 from prepare.exclude import Excluded, read_excluded
 from tokenizer import Tokenizer
@@ -223,19 +223,6 @@ class Skipped:
         if (share := self.weight / (read + dropped + self.weight)) > 0.01:
             raise UserError(f"{share:.1%} of the input cannot be read, more than 1 % ({reasons}); the first are named "
                             "above. Repair or leave out those files; nothing was written")
-
-
-def files_in(inputs):
-    """(the files to read, in order; the number of other files in the folders)."""
-    files, others = [], 0
-    for path in inputs:
-        if not path.exists():
-            raise UserError(f"{path}: no such file or folder; --inputs takes files of text, or folders of them")
-        inside = [p for p in sorted(path.rglob("*")) if p.is_file()] if path.is_dir() else []
-        readable = [p for p in inside if is_readable(p)] if path.is_dir() else [path]
-        others += len(inside) - len(readable) if inside else 0
-        files += readable
-    return list(dict.fromkeys(files)), others
 
 
 def check(cfg, tok):

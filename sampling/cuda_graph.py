@@ -28,11 +28,8 @@ def weights_of(linear):
     if isinstance(linear, torch.nn.Linear):
         return linear.weight, None, linear.bias
     layout = getattr(linear, "layout", type(linear).__name__)
-    if layout == "widened_int8":
+    if layout in ("plain", "widened_int8"):
         return linear.packed
-    if layout == "plain":
-        weight_OI, bias_O = linear.packed
-        return weight_OI, None, bias_O
     raise UserError(f"a CUDA graph cannot read weights in the layout {layout}; use --no-cuda-graph")
 
 

@@ -40,23 +40,22 @@ MANY = 32                                # rows whose arithmetic takes much long
 BLOCK = 2**19                            # weights converted at a time: 2 MB in fp32, which stay in the cache
 MIN_BYTES_TO_JUDGE_BANDWIDTH = 2**28     # per token; fewer may stay in the cache
 
-# ---- The layouts: how each packs W_OI and bias_O, and multiplies x_BI with them. I and O: inputs, outputs ----
+# ---- The layouts: how each packs the weights, and multiplies x_BI with them. I and O: inputs, outputs ----
+# scale_O belongs to weights of 8 bits, and is None for others; bias_O may be None.
 
 
-def pack_plain(W_OI, bias_O):
-    return W_OI, bias_O
+def quantize(W_OI):
+    """(int8_OI, scale_O): the largest weight of each output becomes 127."""
+    scale_O = W_OI.float().abs().amax(1).clamp(min=1e-12) / 127
+    return (W_OI.float() / scale_O[:, None]).round_().to(torch.int8), scale_O
 
 
-def plain(x_BI, W_OI, bias_O):
+def as_they_are(W_OI, scale_O, bias_O):
+    return W_OI, scale_O, bias_O
+
+
+def plain(x_BI, W_OI, scale_O, bias_O):
     return F.linear(x_BI, W_OI, bias_O)
-
-
-def pack_widened(W_OI, bias_O):
-    return W_OI, None, bias_O
-
-
-def pack_widened_int8(W_OI, bias_O):
-    return *quantize(W_OI), bias_O
 
 
 def widened(x_BI, W_OI, scale_O, bias_O):
@@ -73,8 +72,8 @@ def widened(x_BI, W_OI, scale_O, bias_O):
     return y_BO if bias_O is None else y_BO + bias_O.to(y_BO.dtype)
 
 
-def pack_matvec(W_OI, bias_O):
-    return in_lines(W_OI), None, None if bias_O is None else bias_O.float()
+def pack_matvec(W_OI, scale_O, bias_O):
+    return in_lines(W_OI), scale_O, None if bias_O is None else bias_O.float()
 
 
 def few_or_many(x_BI, W_OC, scale_O, bias_O):
@@ -84,12 +83,7 @@ def few_or_many(x_BI, W_OC, scale_O, bias_O):
     return F.linear(x_BI, W_OC[:, :x_BI.shape[1]], bias_O)
 
 
-def pack_matvec_int8(W_OI, bias_O):
-    int8_OI, scale_O = quantize(W_OI)
-    return in_lines(int8_OI), scale_O, None if bias_O is None else bias_O.float()
-
-
-def pack_onednn(W_OI, bias_O):
+def pack_onednn(W_OI, scale_O, bias_O):
     return torch.ops.mkldnn._reorder_linear_weight(W_OI, 1), bias_O
 
 
@@ -97,14 +91,7 @@ def onednn(x_BI, packed, bias_O):
     return torch.ops.mkldnn._linear_pointwise(x_BI, packed, bias_O, "none", [], "")
 
 
-def quantize(W_OI):
-    """(int8_OI, scale_O): the largest weight of each output becomes 127."""
-    scale_O = W_OI.float().abs().amax(1).clamp(min=1e-12) / 127
-    return (W_OI.float() / scale_O[:, None]).round_().to(torch.int8), scale_O
-
-
-def pack_int8(W_OI, bias_O):
-    int8_OI, scale_O = quantize(W_OI)
+def pack_int8(int8_OI, scale_O, bias_O):
     with warnings.catch_warnings():                # torch plans to replace its quantized tensors; see `operators`
         warnings.simplefilter("ignore", UserWarning)
         zero_O = torch.zeros(len(int8_OI), dtype=torch.int64)
@@ -130,21 +117,22 @@ def int8(x_BI, packed, sum_O, bias_O):
 
 @dataclass(frozen=True)
 class Layout:
-    pack: Callable                                  # (W_OI, bias_O or None) -> packed, the arguments of multiply
+    pack: Callable                                  # (W_OI, scale_O, bias_O) -> packed, the arguments of multiply
     multiply: Callable                              # (x_BI, *packed) -> y_BO
     inputs: torch.dtype | None                      # dtype of x_BI on a CPU; None keeps the model's
+    int8: bool = False                              # weights of 8 bits
     operators: tuple[str, ...] = ()                 # private operators of torch, which a release may drop
 
 
 LAYOUTS = {
-    "plain": Layout(pack_plain, plain, None),
+    "plain": Layout(as_they_are, plain, None),
     "matvec": Layout(pack_matvec, few_or_many, torch.float32),
-    "matvec_int8": Layout(pack_matvec_int8, matvec, torch.float32),
-    "onednn": Layout(pack_onednn, onednn, torch.bfloat16,
+    "matvec_int8": Layout(pack_matvec, matvec, torch.float32, True),
+    "onednn": Layout(pack_onednn, onednn, torch.bfloat16, False,
                      ("mkldnn._reorder_linear_weight", "mkldnn._linear_pointwise")),
-    "int8": Layout(pack_int8, int8, torch.float32, ("quantized.linear_prepack", "quantized.linear_dynamic")),
-    "widened": Layout(pack_widened, widened, torch.float32),
-    "widened_int8": Layout(pack_widened_int8, widened, torch.float32),
+    "int8": Layout(pack_int8, int8, torch.float32, True, ("quantized.linear_prepack", "quantized.linear_dynamic")),
+    "widened": Layout(as_they_are, widened, torch.float32),
+    "widened_int8": Layout(as_they_are, widened, torch.float32, True),
 }
 
 
@@ -170,9 +158,10 @@ class FastLinear(nn.Module):
     def __init__(self, weight_OI, bias_O, layout):
         super().__init__()
         self.layout = layout
-        self.packed = LAYOUTS[layout].pack(weight_OI, bias_O)
         self.inputs, self.dtype = weight_OI.shape[1], weight_OI.dtype
-        self.bytes = weight_OI.numel() * (1 if "int8" in layout else weight_OI.itemsize)
+        weight_OI, scale_O = quantize(weight_OI) if LAYOUTS[layout].int8 else (weight_OI, None)
+        self.packed = LAYOUTS[layout].pack(weight_OI, scale_O, bias_O)
+        self.bytes = weight_OI.nbytes
 
     def forward(self, x):
         y_BO = LAYOUTS[self.layout].multiply(x.reshape(-1, x.shape[-1]), *self.packed)

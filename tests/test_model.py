@@ -66,7 +66,7 @@ def test_future_tokens_are_invisible():
 
 def test_the_loss_at_initialisation_is_ln_v():
     torch.manual_seed(0)
-    loss = GPT(tiny_config()).loss(IDS_BT, IDS_BT.roll(-1))
+    loss = GPT(tiny_config())(IDS_BT, IDS_BT.roll(-1))
     assert abs(loss.item() - math.log(301)) < 0.05
 
 
@@ -74,8 +74,8 @@ def test_negative_targets_are_ignored():
     model, targets = tiny_model(), IDS_BT.roll(-1)
     masked = targets.clone()
     masked[0, 5:], masked[1] = -1, -100
-    torch.testing.assert_close(model.loss(IDS_BT, masked), model.loss(IDS_BT[:1, :5], targets[:1, :5]))
-    assert model.loss(IDS_BT, torch.full_like(targets, -1)).item() == 0
+    torch.testing.assert_close(model(IDS_BT, masked), model(IDS_BT[:1, :5], targets[:1, :5]))
+    assert model(IDS_BT, torch.full_like(targets, -1)).item() == 0
 
 
 def test_the_loss_and_its_gradient_are_torchs_and_a_second_backward_pass_is_refused():

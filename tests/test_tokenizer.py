@@ -19,7 +19,8 @@ from tokenizers import models, pre_tokenizers, trainers
 
 import tokenizer as module
 from plumbing.common import ROOT, UserError
-from tokenizer import EOS, PAPER_TERMS, Tokenizer, count_pieces, cut, learn_merges, well_formed
+from prepare.vocabulary import PAPER_TERMS
+from tokenizer import EOS, Tokenizer, count_pieces, cut, learn_merges, well_formed
 
 STEMS = "cardi neur hepat nephr cyt gastr derm oste my immun hist path onc hem arthr chromat phot prob thromb".split()
 ENDS = "itis osis ology oma emia opathy ectomy ocyte ogram otoxicity ography iotic in ase ium oparticles al ic".split()
@@ -62,8 +63,8 @@ def folder(tok, tmp_path_factory):
     return path
 
 
-def run(*args):
-    return subprocess.run([sys.executable, "tokenizer.py", *map(str, args)], cwd=ROOT, capture_output=True, text=True)
+def run(*args, script="tokenizer.py"):
+    return subprocess.run([sys.executable, script, *map(str, args)], cwd=ROOT, capture_output=True, text=True)
 
 
 # ---- learning ----
@@ -190,12 +191,12 @@ def test_every_code_point_is_a_letter_number_or_blank_for_all_three_libraries_or
     points = [chr(c) for c in range(0x110000) if not 0xD800 <= c < 0xE000 and c != 10]
     everything = "".join(points)
     marks = {"letter": "a", "number": "1", "other": "."}
-    merges = [module.symbols(mark) + chr(i) for mark in marks.values() for i in range(256)]
+    merges = [module.symbols(mark.encode()) + chr(i) for mark in marks.values() for i in range(256)]
     tik = Tokenizer(merges).to_tiktoken()                # a mark merges with what follows if both are in one piece
     theirs = {}
     for name, mark in marks.items():
         ids = tik.encode_to_numpy("".join(f"{mark}{point}\n" for point in points))
-        starts = np.flatnonzero(np.concatenate([[True], ids[:-1] == ord(module.symbols("\n"))]))
+        starts = np.flatnonzero(np.concatenate([[True], ids[:-1] == ord(module.symbols(b"\n"))]))
         theirs[name] = {point for point, start in zip(points, starts, strict=True) if ids[start] >= 256}
     theirs["blank"] = set(points).difference(*theirs.values())
     ours = {"letter": regex.findall(module.LETTER, everything, regex.V1),
@@ -426,7 +427,7 @@ def test_count_per_shard_then_train_on_the_counts_equals_train_on_the_text(tmp_p
     shards = [write_texts(tmp_path / "0.jsonl", texts[:600]), write_texts(tmp_path / "1.jsonl", texts[600:])]
     for shard in shards:
         assert run("count", "--inputs", shard, "--out", shard.with_suffix(".counts.json")).returncode == 0
-    for inputs, out in ((shards, "whole"), ([shard.with_suffix(".counts.json") for shard in shards], "sharded")):
+    for inputs, out in (([tmp_path], "whole"), ([shard.with_suffix(".counts.json") for shard in shards], "sharded")):
         result = run("train", "--inputs", *inputs, "--vocab-size", "600", "--out", tmp_path / out)
         assert result.returncode == 0 and "600 tokens" in result.stdout, result.stderr
     assert (tmp_path / "whole/tokenizer.json").read_bytes() == (tmp_path / "sharded/tokenizer.json").read_bytes()
@@ -436,7 +437,8 @@ def test_count_per_shard_then_train_on_the_counts_equals_train_on_the_text(tmp_p
 
 
 def test_compare_shows_both_splits_and_the_papers_terms(folder):
-    result = run("compare", "--tokenizers", folder, folder, "--text", "gastritis in patients\nwith anemia")
+    words = "--tokenizers", folder, folder, "--text", "gastritis in patients\nwith anemia"
+    result = run(*words, script="prepare/vocabulary.py")
     plain = re.sub("\x1b.*?m", "", result.stdout)
     assert result.returncode == 0 and plain.count("bytes per token") == 2 and plain.count("chromatography") == 2
     assert result.stdout.count("\x1b[30;4") == 2 * sum(
@@ -456,8 +458,7 @@ def test_bad_input_ends_the_command_in_one_line_and_code_2_and_leaves_nothing(tm
             (["train", "--inputs", tmp_path / "empty.jsonl", "--out", out], "no text"),
             (["train", "--inputs", text, tmp_path / "broken.jsonl", "--out", out], "cannot be read"),
             (["train", "--inputs", tmp_path / "no.counts.json", "--out", out], "no.counts.json"),
-            (["count", "--inputs", text, "--out", out], ".counts.json"),
-            (["compare", "--tokenizers", out], "no tokenizer.json")]:
+            (["count", "--inputs", text, "--out", out], ".counts.json")]:
         result = run(*args)
         lines = [line for line in result.stderr.splitlines() if not line.startswith("skipped")]
         assert result.returncode == 2 and len(lines) == 1 and message in lines[0], (args, result.stderr)

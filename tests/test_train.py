@@ -239,7 +239,7 @@ def test_evaluation_is_the_mean_loss_in_bits_a_byte(cfg, whole, world):
     assert last["bits_per_byte"] == pytest.approx(last["val_loss"] / math.log(2) * meta["tokens"] / meta["bytes"])
     assert "val_loss" in log_of(cfg)[4] and "val_loss" not in log_of(cfg)[5]
     model, val = GPT.from_pretrained(f"{cfg.out}/model"), train.Corpus(str(world), "val", 32)
-    assert last["val_loss"] == pytest.approx(model.loss(*val.cut(val.spread(16))).item(), abs=1e-5)
+    assert last["val_loss"] == pytest.approx(model(*val.cut(val.spread(16))).item(), abs=1e-5)
 
 
 def test_the_result_is_a_hugging_face_folder(cfg, whole):

@@ -26,7 +26,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.tensor import DTensor
 
-from plumbing.common import UserError, check_folder, lock, read_json, write_json
+from plumbing.common import UserError, check_folder, lock, read_object, write_json
 from plumbing.huggingface import write_model_card
 
 NAME = "[0-9]" * 8
@@ -161,14 +161,10 @@ class Checkpoints:
     def settings_of(self, folder):
         """settings.json of a checkpoint; None, and a line for the user, if it is damaged."""
         try:
-            saved = read_json(folder / "settings.json", "the settings of a checkpoint")
+            return read_object(folder / "settings.json", "the settings of a checkpoint")
         except UserError as error:
             self.say_damaged(folder, error)
             return None
-        if not isinstance(saved, dict):
-            self.say_damaged(folder, "settings.json is not an object")
-            return None
-        return saved
 
     def agreed_checkpoints(self):
         """The checkpoints that the first process sees. UserError if another process does not see the same."""

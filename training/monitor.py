@@ -1,6 +1,6 @@
 """What a run prints and logs: OUT/log.jsonl and a progress bar; TensorBoard or Weights & Biases if asked.
 
-Not here: what a step measures (train.py). Only the first process has a monitor.
+Not here: what a step measures (train.py). Every process has a monitor, and the first one's writes.
 """
 import json
 import math
@@ -29,6 +29,8 @@ class Monitor:
 
     def __init__(self, cfg, world, first):
         self.cfg, self.world = cfg, world
+        if world.rank:
+            return
         self.peak, self.source = peak_flops(world.device, cfg.dtype)
         self.tokens = cfg.batch_size * cfg.length
         self.flops = self.tokens * cfg.model.flops_per_token(cfg.length)
@@ -40,8 +42,10 @@ class Monitor:
         self.log = open(out / "log.jsonl", "a", buffering=1, encoding="utf-8")
         self.bar = tqdm(initial=first, total=cfg.steps, unit="step", disable=None)     # none without a terminal
 
-    def introduce(self, corpus, val, n_parameters, kernels):
-        cfg = self.cfg
+    def introduce(self, corpus, val, model, kernels):
+        if self.world.rank:
+            return
+        cfg, n_parameters = self.cfg, sum(p.numel() for p in model.parameters())
         each = cfg.batch_size // self.world.size
         print(f"model       {n_parameters:,} parameters, {cfg.dtype}, compile {cfg.compile}, {kernels}\n"
               f"processes   {self.world.size} on {self.world.device.type}, {cfg.parallel}; {each} windows each, "
@@ -58,7 +62,12 @@ class Monitor:
         memory = memory_in_use(self.world.device)
         return speed | ({"memory_gib": memory / 2**30} if memory else {})
 
-    def write(self, step, values):
+    def write(self, step, values, seconds):
+        """The values of a step that took so long. Every 100 steps, who was slowest: all processes call it together."""
+        slowest = slowest_process(self.world, seconds) if (step + 1) % 100 == 0 and self.world.size > 1 else ""
+        if self.world.rank:
+            return
+        values = values | self.speed(step, seconds)
         self.log.write(json.dumps({"step": step} | {name: finite(value) for name, value in values.items()}) + "\n")
         if self.board:
             for name, value in values.items():
@@ -69,12 +78,13 @@ class Monitor:
         self.bar.update()
         self.bar.set_postfix_str(f"loss {values['loss']:.3f}, {values['tokens_per_second']:,.0f} tokens/s")
         if "val_loss" in values or "skipped" in values or step == 0:
-            self.say(f"step {step:6d}  " + "  ".join(f"{name} {value:.4g}" for name, value in values.items()))
-
-    def say(self, line):
-        self.bar.write(line)
+            self.bar.write(f"step {step:6d}  " + "  ".join(f"{name} {value:.4g}" for name, value in values.items()))
+        if slowest:
+            self.bar.write(slowest)
 
     def close(self):
+        if self.world.rank:
+            return
         self.bar.close()
         self.log.close()
         if self.board:
@@ -103,14 +113,11 @@ class Outliers:
         return False
 
 
-def report_slowest(world, monitor, seconds):
-    """Name the process whose step took longest, beside the median. All processes call it together."""
-    if world.size == 1:
-        return
+def slowest_process(world, seconds):
+    """Names the process whose step took longest, beside the median."""
     times = sorted(world.gather([(seconds, world.rank, platform.node())]))
     worst, rank, host = times[-1]
-    if monitor:
-        monitor.say(f"slowest process: {rank} on {host}, {worst:.3f} s; median {times[len(times) // 2][0]:.3f} s")
+    return f"slowest process: {rank} on {host}, {worst:.3f} s; median {times[len(times) // 2][0]:.3f} s"
 
 
 @cache                                               # measuring takes a second, and the machine stays the same

@@ -131,7 +131,7 @@ def test_documents_can_be_kept_apart_and_recomputing_changes_no_gradient(name):
     for recompute in (False, True):
         for block in model.h:
             block.recompute = recompute
-        gradients.append(torch.autograd.grad(model.loss(IDS_BT, IDS_BT.roll(-1)), list(model.parameters())))
+        gradients.append(torch.autograd.grad(model(IDS_BT, IDS_BT.roll(-1)), list(model.parameters())))
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b)
 
@@ -153,7 +153,7 @@ def test_initial_weights_are_of_the_seed_alone_and_know_nothing(name):
     model.init_weights(3)
     weights = dict(model.initial_weights(3))
     assert all(torch.equal(p, weights[part]) for part, p in model.named_parameters())
-    assert abs(model.loss(IDS_BT, IDS_BT.roll(-1)).item() - np.log(301)) < 0.05
+    assert abs(model(IDS_BT, IDS_BT.roll(-1)).item() - np.log(301)) < 0.05
     with pytest.raises(UserError, match="compute GPT-2, not"):
         model.use_kernels("triton", torch.device("cpu"))
     assert model.use_kernels("auto", torch.device("cuda")) == "torch's operators"
@@ -282,7 +282,7 @@ def test_pretraining_goes_on_from_a_folder_of_any_family(folders, tmp_path, name
     cfg = settings(folders, name, tmp_path, grad_clip=1e9, steps=0, epochs=epochs)
     base = load_model(folders[name]).train()
     base.h.apply(lambda module: setattr(module, "p", 0.0) if isinstance(module, torch.nn.Dropout) else None)
-    first = base.loss(*Corpus(cfg.data, "train", 32, 0).batch(0, 4)).item()
+    first = base(*Corpus(cfg.data, "train", 32, 0).batch(0, 4)).item()
     losses = train.main(cfg)
     assert losses[0] == pytest.approx(first, abs=1e-5) and losses[-1] < losses[0] and len(losses) == 4
     trained = load_model(tmp_path / "out/model")

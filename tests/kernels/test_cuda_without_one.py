@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from data import Corpus
 from kernels import cross_entropy, flash_attention, flash_decode, gelu, layer_norm, matvec, transformer
-from kernels.measure import relative_error
+from bench.measure import relative_error
 from model import GPT
 from train import Train, evaluate, loss_of
 from training.parallel import World

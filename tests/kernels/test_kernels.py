@@ -24,7 +24,7 @@ from kernels.flash_decode import append_and_decode, decode_reference, flash_deco
 from kernels.gelu import bias_gelu, bias_gelu_reference, gelu_linear, gelu_linear_op
 from kernels.layer_norm import add_layer_norm, layer_norm, layer_norm_reference, norm_linear, norm_linear_op
 from kernels.matvec import matvec, matvec_reference
-from kernels.measure import relative_error
+from bench.measure import relative_error
 from sampling.fast_linear import quantize
 
 # The error of rounding alone, as |x - reference| / |reference|: a few units of the dtype's last bit

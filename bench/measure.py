@@ -3,7 +3,7 @@
 A kernel must at least move its bytes and compute its products. At the rates that a plain copy and a plain matrix
 product reach on this GPU, those two times are the physical floor; `line` says how close a time comes to it.
 
-    python -m kernels.measure      times candidate tiles of attention: what to write into tiles.py (needs a GPU)
+    python -m bench.measure      times candidate tiles of attention: what to write into tiles.py (needs a GPU)
 
 Not here: which kernels are timed beside which of torch's, and the required numbers (bench/kernels.py).
 """
@@ -137,6 +137,6 @@ def tune(T=1024):
 
 if __name__ == "__main__":
     with speaking_to_the_user():
-        require_gpu("kernels/measure.py")
+        require_gpu("bench/measure.py")
         print(require_triton("cuda"))
         tune()
