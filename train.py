@@ -42,7 +42,7 @@ from plumbing.common import (
     written_whole,
 )
 from plumbing.huggingface import find_folder, matched
-from plumbing.runtime import autocast, collecting_by_hand, matrix_dtype, precise_dtype, stop_on_signals
+from plumbing.runtime import Device, autocast, collecting_by_hand, matrix_dtype, precise_dtype, stop_on_signals
 from training.checkpoint import Checkpoints, set_aside, the_only_run, whole_weights, write_origin
 from training.monitor import Monitor, Outliers, report_slowest
 from training.parallel import (
@@ -81,7 +81,7 @@ class Train:
     separate_documents: bool = False     # a token does not see other documents of its window; the paper's did
     seed: int = 0
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"    # of matrix products; auto: bfloat16 if it is native
-    device: Literal["auto", "cpu", "cuda", "mps"] = free("auto")
+    device: Device = free("auto")
     parallel: Literal["none", "ddp", "fsdp"] = free("none")   # how torchrun's processes share the work
     shard: int = free(0)                 # fsdp: processes that hold one copy of the model; 0 is all of them
     recompute_every: int = free(0)       # activation checkpointing of every n-th block; 0 is none: it fits 40 GB

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import tiny_model
+from conftest import NoFloat64, tiny_model
 from launched import launched
 
 import finetune_qa
@@ -369,6 +369,30 @@ def test_the_kept_model_predicts_what_the_run_predicted(cfg, tmp_path, capsys, h
     else:
         with pytest.raises(UserError, match="only chooses among maybe, no, yes; 'perhaps' is none of them"):
             finetune_qa.main(replace(kept, question="Is it?", options=("yes", "perhaps")))
+
+
+def test_asking_and_zero_shot_choose_in_float16_what_they_choose_in_float32(cfg, tmp_path):
+    """And nothing needs float64, which an Apple GPU lacks."""
+    with NoFloat64():
+        finetune_qa.main(replace(cfg, epochs=6, moments="8bit"))
+    ask, zero = Ask(model=f"{cfg.out}/model", file=cfg.test), ZeroShot(cfg.model, cfg.test, max_length=64)
+    for cfg, name in ((ask, "p.jsonl"), (zero, "z/predictions_raw.jsonl")):
+        found = []
+        for dtype in ("float32", "float16"):
+            folder = tmp_path / dtype
+            with NoFloat64():
+                finetune_qa.main(replace(cfg, dtype=dtype, out=str(folder / name.split("/")[0])))
+            found.append([json.loads(line) for line in open(folder / name)])
+        for exact, half in zip(*found, strict=True):
+            assert exact["prediction"] == half["prediction"]
+            assert 0 < np.abs(np.subtract(exact["scores"], half["scores"])).max() < 0.02
+
+
+def test_a_score_that_is_not_finite_is_no_answer(cfg):
+    gpt = tiny_model()
+    gpt.ln_f.weight.data[0] = torch.inf
+    with pytest.raises(UserError, match="a score is not finite in float32"):
+        heads.predict(Classifier(gpt, 300), QUESTIONS_WITHOUT_SEP, replace(Ask(), dtype="float32"), ALONE)
 
 
 def test_a_model_without_a_head_for_questions_and_a_question_that_cannot_be_asked_end_in_one_line(cfg):

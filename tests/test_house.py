@@ -154,7 +154,7 @@ def test_every_file_opens_with_what_it_is_for_and_has_no_globals(path):
     ("answers.extraction", "FinetuneSpan"), ("sample", "Sample")])
 def test_every_setting_is_read_somewhere(script, config):
     # Whom a script hands its settings to.
-    shared = ["sample", "training.finetuning", "training.trainable", "questions.heads"]
+    shared = ["sample", "training.finetuning", "training.trainable", "training.monitor", "questions.heads"]
     rooms = {"train": ["training.monitor"], "sample": []}.get(script, shared)
     source = "".join((ROOT / f"{name.replace('.', '/')}.py").read_text(encoding="utf-8") for name in [script, *rooms])
     unread = [f.name for f in fields(getattr(importlib.import_module(script), config))

@@ -13,10 +13,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import run_script, tiny_config
+from conftest import NoFloat64, run_script, tiny_config
 from launched import Launch, launched
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import train
 from data import write_shard
@@ -363,16 +361,6 @@ def test_steps_far_above_the_last_128_can_be_skipped():
         assert not outliers.reject(4 + rng.normal(0, 0.1), 1 + rng.normal(0, 0.1))
     assert outliers.reject(4.0, 5.0) and outliers.reject(8.0, 1.0) and not outliers.reject(4.2, 1.2)
     assert not any(Outliers(0.0).reject(1.0 + 99 * (i > 200), 1.0) for i in range(300))
-
-
-class NoFloat64(TorchDispatchMode):
-    """Refuses what Apple's GPUs do not have."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves((args, out)):
-            assert not (isinstance(tensor, torch.Tensor) and tensor.dtype == torch.float64), func
-        return out
 
 
 def test_training_needs_no_float64_on_an_apple_gpu(cfg, monkeypatch):
