@@ -33,7 +33,7 @@ from answers.extraction import FinetuneSpan, finetune_spans
 from answers.report import assess, summary
 from answers.scores import ranked_answers
 from baselines import load
-from plumbing.common import UserError, check_ranges, free, parse_args, speaking_to_the_user
+from plumbing.common import UserError, check_ranges, free, parse_args, say_next, speaking_to_the_user
 from plumbing.runtime import Device, inference_dtype, pick_device
 from sample import WARNING, Sampling, stream
 from sampling.text import groups
@@ -130,6 +130,7 @@ def finetune_and_report(cfg, world):
             **finetuning.run_facts(cfg, started)}
         finetuning.write_results(cfg, best_folder(cfg), log, predictions, report, cfg.data, summary(report))
         print(f"{summary(report)}\nWrote {cfg.out}/report.json and {cfg.out}/model")
+        say_next("finetune_answers.py", "answer", "--model", f"{cfg.out}/model", "--prompt", "TEXT")
         return report
 
 

@@ -38,6 +38,7 @@ from plumbing.common import (
     fixed_settings,
     free,
     parse_args,
+    say_next,
     speaking_to_the_user,
     written_whole,
 )
@@ -221,7 +222,7 @@ def train(cfg, world):
         save_model(cfg, world, model, network, last_evaluation)
         if monitor:
             monitor.close()
-            print(f"next: python sample.py --model {cfg.out}/model --prompt TEXT")
+            say_next("sample.py", "--model", f"{cfg.out}/model")
     return losses
 
 
@@ -383,7 +384,7 @@ def resume(cfg, corpus, checkpoints, model, optimizer, outliers):
         outliers.values.clear()              # a damaged checkpoint may have been accepted before
         outliers.values.extend(saved.get("recent_steps", []))
 
-    return checkpoints.load(model, optimizer, accept)
+    return checkpoints.load(model, optimizer, accept, cfg.steps)
 
 
 def save_model(cfg, world, model, network, last_evaluation):

@@ -35,6 +35,7 @@ from plumbing.common import (  # noqa: E402
     fixed_settings,
     free,
     parse_args,
+    say_next,
     speaking_to_the_user,
     written_whole,
 )
@@ -98,12 +99,13 @@ def main(cfg):
         model.save_pretrained(folder)
         tok.save(folder)
     print(f"wrote {cfg.out}/model")
+    say_next("finetune_qa.py", "pubmedqa", "--model", f"{cfg.out}/model")
     return losses
 
 
 def train(cfg, world, model, optimizer, tok, corpus, val):
     checkpoints, losses = Checkpoints(cfg.out, world, keep=1), []
-    first = checkpoints.load(model, optimizer, lambda folder, saved: accept(cfg, folder, saved))
+    first = checkpoints.load(model, optimizer, lambda folder, saved: accept(cfg, folder, saved), cfg.steps)
     Path(cfg.out).mkdir(parents=True, exist_ok=True)
     forget_steps(Path(cfg.out) / "log.jsonl", first)
     log = open(Path(cfg.out) / "log.jsonl", "a", encoding="utf-8")

@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 
 from baselines import load
-from plumbing.common import UserError, check_ranges, read_json, write_json_lines
+from plumbing.common import UserError, check_ranges, read_json, say_next, write_json_lines
 from plumbing.huggingface import file_of, find_folder, read_tensors
 from plumbing.runtime import Device, inference_dtype, pick_device
 from questions.format import Question, read_questions
@@ -60,6 +60,8 @@ def ask(cfg):
     write_json_lines(cfg.out, [{"id": q.id, "scores": s, "prediction": s.index(max(s))}
                                for q, s in zip(questions, scores, strict=True)])
     print(f"Wrote {cfg.out}: {len(questions):,} predictions; {answerer.reader.cut:,} of the questions were cut")
+    if all(q.answer is not None for q in questions):
+        say_next("finetune_qa.py", "evaluate", "--predictions", cfg.out, "--questions", cfg.file)
     return scores
 
 

@@ -23,7 +23,7 @@ from typing import Literal
 import torch
 
 from baselines import load
-from plumbing.common import UserError, git_commit, write_json, write_json_lines
+from plumbing.common import UserError, git_commit, say_next, write_json, write_json_lines
 from plumbing.runtime import Device, inference_dtype, pick_device
 from questions.format import read_questions
 from questions.heads import Likelihood, Reader, predict
@@ -67,6 +67,8 @@ def zero_shot(cfg):
         write_json_lines(Path(cfg.out) / f"predictions_{name}.jsonl", predictions)
         print(f"{name}: {summary(report[name])}")
     write_json(Path(cfg.out) / "report.json", report)
+    say_next("finetune_qa.py", "medqa", "--model", cfg.model, "--test", cfg.test, "--compare",
+             Path(cfg.out) / "predictions_raw.jsonl")
     return report
 
 

@@ -2,6 +2,7 @@
 import gc
 import json
 import math
+import re
 import shutil
 import socket
 import sys
@@ -99,7 +100,7 @@ def test_accumulated_parts_equal_the_whole_batch(cfg, whole, tmp_path):
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(cfg, tmp_path, dropout):
+def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(cfg, tmp_path, capsys, dropout):
     model = tiny_config(embd_pdrop=dropout, attn_pdrop=dropout, resid_pdrop=dropout)
     cfg, other = (replace(cfg, model=model, out=str(tmp_path / name)) for name in ("whole", "resumed"))
     whole = train.main(cfg)
@@ -107,7 +108,12 @@ def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(cfg, tmp_path, drop
     shutil.rmtree(f"{other.out}/model")
     shutil.rmtree(checkpoints(other.out)[-1])              # as if killed between the checkpoints of steps 8 and 10
     assert [path.name for path in checkpoints(other.out)] == ["00000008"]
+    settings = checkpoints(other.out)[-1] / "settings.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"seconds_per_step": 5400}))
     assert train.main(other) == whole[8:]
+    assert re.search(r"resuming after 8 steps from \S+/00000008, saved \d{4}-\d\d-\d\d \d\d:\d\d; 2 steps are left, "
+                     r"about 3:00:00 h at the speed before\n", printed := capsys.readouterr().out)
+    assert printed.endswith(f"next: python sample.py --model {other.out}/model\n")
     assert_same(weights_of(cfg), weights_of(other))
     drop_speed = [{k: v for k, v in line.items() if k not in SPEED} for line in log_of(other)]
     assert [line["step"] for line in drop_speed] == list(range(10))

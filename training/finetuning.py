@@ -106,7 +106,7 @@ def fine_tune(cfg, world, seed, folder, model, n_train, loss_of, evaluate, fixed
     epoch_steps = -(-n_train // cfg.batch_size)
     steps = math.ceil(cfg.epochs * epoch_steps)
     checkpoints = Checkpoints(folder, world, keep=1)
-    first, log, best = resume(checkpoints, model, optimizer, fixed)
+    first, log, best = resume(checkpoints, model, optimizer, fixed, steps)
     bar = tqdm(total=steps, initial=first, unit="step", desc=f"seed {seed}", disable=None if world.rank == 0 else True)
 
     with closing(Boards(cfg, world, first, f"seed{seed}")) as boards, stop_on_signals() as signals:
@@ -254,7 +254,7 @@ def seed_folder(cfg, seed):
     return Path(cfg.out) / "seeds" / str(seed)
 
 
-def resume(checkpoints, model, optimizer, fixed):
+def resume(checkpoints, model, optimizer, fixed, steps):
     """Load model and optimizer from the newest checkpoint, if there is one. Returns (first step to take, log, best)."""
     state = {"log": [], "best": {}}
 
@@ -266,7 +266,7 @@ def resume(checkpoints, model, optimizer, fixed):
                             "the old value, another --out, or --restart to discard that run")
         state.update(log=saved["log"], best=saved["best"])
 
-    first = checkpoints.load(model, optimizer, accept)
+    first = checkpoints.load(model, optimizer, accept, steps)
     return first, state["log"], state["best"]
 
 
