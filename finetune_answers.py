@@ -33,8 +33,8 @@ from answers.extraction import FinetuneSpan, finetune_spans
 from answers.report import assess, summary
 from answers.scores import ranked_answers
 from baselines import load
-from plumbing.common import UserError, check_ranges, free, parse_args, speaking_to_the_user
-from plumbing.runtime import matrix_dtype, pick_device
+from plumbing.common import UserError, check_ranges, free, parse_args, say_next, speaking_to_the_user
+from plumbing.runtime import Device, inference_dtype, pick_device
 from sample import WARNING, Sampling, stream
 from sampling.text import groups
 from training import finetuning
@@ -79,7 +79,8 @@ class Answer(Decoding):
     prompt: str = ""
     context: str = ""
     seed: int = 0
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    device: Device = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
 
 
 # MeQSum: warm-up, seed, batch of 8 and beam search are those of the authors' script.
@@ -129,6 +130,7 @@ def finetune_and_report(cfg, world):
             **finetuning.run_facts(cfg, started)}
         finetuning.write_results(cfg, best_folder(cfg), log, predictions, report, cfg.data, summary(report))
         print(f"{summary(report)}\nWrote {cfg.out}/report.json and {cfg.out}/model")
+        say_next("finetune_answers.py", "answer", "--model", f"{cfg.out}/model", "--prompt", "TEXT")
         return report
 
 
@@ -265,8 +267,8 @@ def decode(cfg, gpt, tok, sources):
 
 def answer(cfg):
     """Print the answer to one prompt."""
-    device = pick_device()
-    gpt, tok = load(cfg.model, getattr(torch, matrix_dtype(cfg.dtype, device)), device)
+    device = pick_device(cfg.device)
+    gpt, tok = load(cfg.model, getattr(torch, inference_dtype(cfg.dtype, device)), device)
     if START not in tok.specials:
         raise UserError(f"{cfg.model} was not fine-tuned by this script: its tokenizer has no {START}")
     sources = make_reader(cfg, tok, gpt.cfg).sources(cfg)

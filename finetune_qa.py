@@ -33,7 +33,7 @@ import torch.nn.functional as F
 import tyro
 
 from baselines import load
-from plumbing.common import check_ranges, free, parse_args, speaking_to_the_user, write_json
+from plumbing.common import check_ranges, free, parse_args, say_next, speaking_to_the_user, write_json
 from questions.ask import HEAD, Ask, ask
 from questions.format import read_questions, read_test
 from questions.heads import Classifier, labels_of, predict, reader_for
@@ -143,8 +143,8 @@ def finetune_all(cfg, world):
         chosen = max(on_dev, key=on_dev.get)
         finetuning.write_results(cfg, finetuning.seed_folder(cfg, chosen) / "best", log, predictions, report, cfg.test,
                                  summary(report))
-        print(f"{summary(report)}. Wrote {cfg.out}/report.json and {cfg.out}/model (seed {chosen}). Ask it:\n"
-              f"    python finetune_qa.py ask --model {cfg.out}/model --interactive")
+        print(f"{summary(report)}. Wrote {cfg.out}/report.json and {cfg.out}/model (seed {chosen})")
+        say_next("finetune_qa.py", "ask", "--model", f"{cfg.out}/model", "--interactive")
         return report
 
 

@@ -24,9 +24,9 @@ import torch
 
 from baselines import load
 from plumbing.common import UserError, check_ranges, free, parse_args, speaking_to_the_user
-from plumbing.runtime import pick_device, precise_dtype
+from plumbing.runtime import Device, inference_dtype, pick_device, precise_dtype
 from sampling.cache import KVCache
-from sampling.choice import choose_layout, choose_threads, weights_dtype
+from sampling.choice import choose_layout, choose_threads
 from sampling.cpu_step import CpuStep, serves
 from sampling.fast_linear import lay_out, share_of_bandwidth
 from sampling.native import library
@@ -62,7 +62,7 @@ class Sample(Sampling):
     stop: tuple[str, ...] = ()          # strings that end a sample; they are not part of it
     num_samples: int = 1                # samples of each prompt, which is read once for all
     seed: int = 0                       # sample i depends on seed + i, not on how many are drawn
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"      # mps (Apple's GPU) has not been run on hardware yet
+    device: Device = "auto"             # mps (Apple's GPU) has not been run on hardware yet
     dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"      # of the weights
     layout: str = "auto"                # of the weights in memory, of those in sampling/fast_linear.py; auto measures
     cuda_graph: bool = True             # on a GPU: one launch per token
@@ -207,7 +207,7 @@ def check(cfg):
 def prepare(cfg):
     """Settings with what was chosen, the model laid out for this machine, and its tokenizer; prints the choices."""
     device = pick_device(cfg.device)
-    dtype = weights_dtype(cfg.dtype, device)
+    dtype = inference_dtype(cfg.dtype, device)
     model, tok = load(cfg.model, torch.bfloat16 if dtype == "int8" else getattr(torch, dtype), device)
     check_stops(tok, cfg.stop)
 

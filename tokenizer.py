@@ -33,7 +33,7 @@ from pathlib import Path
 import numpy as np
 import regex
 
-from plumbing.common import UserError, speaking_to_the_user, write_json
+from plumbing.common import UserError, say_next, speaking_to_the_user, write_json
 from plumbing.tokenizer_files import BYTES, EOS, NEWER, read_files, read_ids, write_files
 
 # ---- 1. Cutting text into pieces ----
@@ -467,6 +467,7 @@ def train(inputs: tuple[Path, ...], out: Path, vocab_size: int = 28896):
     tok = Tokenizer.from_counts(count_files(inputs), vocab_size)
     tok.save(out)
     print(f"{out}: {len(tok):,} tokens, the last is {EOS} = {tok.eos_id}")
+    say_next("prepare/pubmed.py", "--inputs", "FILES", "--tokenizer", out, "--out", "data/pubmed")
 
 
 def count(inputs: tuple[Path, ...], out: Path):
@@ -479,6 +480,7 @@ def count(inputs: tuple[Path, ...], out: Path):
     if not out.name.endswith(".counts.json"):
         raise UserError(f"{out}: --out must end in .counts.json, so that `train` knows that it holds counts")
     write_json(out, count_files(inputs))
+    say_next("tokenizer.py", "train", "--inputs", out, "--out", "data/tokenizer")
 
 
 def main():

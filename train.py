@@ -38,11 +38,12 @@ from plumbing.common import (
     fixed_settings,
     free,
     parse_args,
+    say_next,
     speaking_to_the_user,
     written_whole,
 )
 from plumbing.huggingface import find_folder, matched
-from plumbing.runtime import autocast, collecting_by_hand, matrix_dtype, precise_dtype, stop_on_signals
+from plumbing.runtime import Device, autocast, collecting_by_hand, matrix_dtype, precise_dtype, stop_on_signals
 from training.checkpoint import Checkpoints, set_aside, the_only_run, whole_weights, write_origin
 from training.monitor import Monitor, Outliers
 from training.parallel import (
@@ -81,7 +82,7 @@ class Train:
     separate_documents: bool = False     # a token does not see other documents of its window; the paper's did
     seed: int = 0
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"    # of matrix products; auto: bfloat16 if it is native
-    device: Literal["auto", "cpu", "cuda", "mps"] = free("auto")
+    device: Device = free("auto")
     parallel: Literal["none", "ddp", "fsdp"] = free("none")   # how torchrun's processes share the work
     shard: int = free(0)                 # fsdp: processes that hold one copy of the model; 0 is all of them
     recompute_every: int = free(0)       # activation checkpointing of every n-th block; 0 is none: it fits 40 GB
@@ -373,7 +374,7 @@ def resume(cfg, corpus, checkpoints, model, optimizer, outliers):
         outliers.values.clear()              # a damaged checkpoint may have been accepted before
         outliers.values.extend(saved.get("recent_steps", []))
 
-    return checkpoints.load(model, optimizer, accept)
+    return checkpoints.load(model, optimizer, accept, cfg.steps)
 
 
 def save_model(cfg, world, model, network, last_evaluation):
@@ -391,7 +392,8 @@ def save_model(cfg, world, model, network, last_evaluation):
         else:
             print(f"{cfg.data} holds no tokenizer.json, so {cfg.out}/model will have none; sample.py needs one")
         write_origin(folder, cfg, read_meta(cfg.data), last_evaluation)
-    print(f"wrote {cfg.out}/model\nnext: python sample.py --model {cfg.out}/model --prompt TEXT", flush=True)
+    print(f"wrote {cfg.out}/model", flush=True)
+    say_next("sample.py", "--model", f"{cfg.out}/model")
 
 
 if __name__ == "__main__":

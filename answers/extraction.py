@@ -27,7 +27,7 @@ from answers.report import shown, span_scores
 from answers.scores import best_threshold, squad2_scores
 from answers.spans import SPAN, SpanModel, SpanReader, best_spans, read_off, read_squad, span_loss
 from baselines import load
-from plumbing.common import UserError, check_ranges, free
+from plumbing.common import UserError, check_ranges, free, say_next
 from plumbing.huggingface import find_folder, read_tensors
 from training import finetuning
 from training.trainable import choose_weights
@@ -93,6 +93,7 @@ def finetune_all(cfg, world):
         finetuning.write_results(cfg, finetuning.seed_folder(cfg, chosen) / "best", log, predictions, report, cfg.test,
                                  summary(report))
         print(f"{summary(report)}\nWrote {cfg.out}/report.json and {cfg.out}/model (seed {chosen})")
+        say_next("finetune_answers.py", "span", "--model", f"{cfg.out}/model", "--train", "FILE", "--test", "FILE")
         return report
 
 

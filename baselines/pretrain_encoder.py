@@ -35,10 +35,11 @@ from plumbing.common import (  # noqa: E402
     fixed_settings,
     free,
     parse_args,
+    say_next,
     speaking_to_the_user,
     written_whole,
 )
-from plumbing.runtime import autocast, matrix_dtype, pick_device, stop_on_signals  # noqa: E402
+from plumbing.runtime import Device, autocast, matrix_dtype, pick_device, stop_on_signals  # noqa: E402
 from training.checkpoint import Checkpoints  # noqa: E402
 from training.monitor import forget_steps  # noqa: E402
 from training.parallel import World  # noqa: E402
@@ -67,6 +68,7 @@ class PretrainEncoder:
     masked: float = 0.15                 # share of the tokens that are predicted
     seed: int = 0
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    device: Device = free("auto")
     eval_every: int = free(100)          # steps
     eval_windows: int = free(128)        # windows of the validation split, always with the same masks
     checkpoint_every: int = free(100)
@@ -78,7 +80,7 @@ def main(cfg):
     if cfg.batch_size % cfg.micro_batch_size or not 0 < cfg.masked < 1 or cfg.model.n_positions < 3:
         raise UserError("--batch-size must be a multiple of --micro-batch-size, --masked between 0 and 1, and "
                         "--model.n-positions 3 or more")
-    device = pick_device()
+    device = pick_device(cfg.device)
     cfg, world = replace(cfg, dtype=matrix_dtype(cfg.dtype, device)), World(0, 1, device)
     tok = load_tokenizer(Path(cfg.data))
     n_read = len(tok)
@@ -90,18 +92,20 @@ def main(cfg):
     val.check_ids(n_read)
     model = Encoder(replace(cfg.model, vocab_size=len(tok), masked_head=True)).to(device)
     model.init_weights(cfg.seed)
-    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=cfg.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=cfg.weight_decay,
+                                  fused=device.type != "mps")
     losses = train(cfg, world, model, optimizer, tok, corpus, val)
     with written_whole(Path(cfg.out) / "model") as folder:
         model.save_pretrained(folder)
         tok.save(folder)
     print(f"wrote {cfg.out}/model")
+    say_next("finetune_qa.py", "pubmedqa", "--model", f"{cfg.out}/model")
     return losses
 
 
 def train(cfg, world, model, optimizer, tok, corpus, val):
     checkpoints, losses = Checkpoints(cfg.out, world, keep=1), []
-    first = checkpoints.load(model, optimizer, lambda folder, saved: accept(cfg, folder, saved))
+    first = checkpoints.load(model, optimizer, lambda folder, saved: accept(cfg, folder, saved), cfg.steps)
     Path(cfg.out).mkdir(parents=True, exist_ok=True)
     forget_steps(Path(cfg.out) / "log.jsonl", first)
     log = open(Path(cfg.out) / "log.jsonl", "a", encoding="utf-8")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the repository's modules, before those of bench/
 
-from plumbing.common import ROOT, git_commit, read_json, speaking_to_the_user, write_json
+from plumbing.common import ROOT, git_commit, read_json, say_next, speaking_to_the_user, write_json
 from prepare.vocabulary import PAPER_TERMS
 from tokenizer import Tokenizer
 
@@ -37,6 +37,7 @@ def main():
     draw(OUT, report)
     print(table(report))
     print(f"\nwrote {OUT}/report.json and {OUT}/demo.png after {report['seconds']:.0f} seconds")
+    say_next("sample.py", "--model", OUT / "model")
 
 
 def story(title, *command):

@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -101,6 +102,11 @@ def prepare_streams():
         sys.stdout.reconfigure(errors="backslashreplace")
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")
+
+
+def say_next(*words):
+    """Print the command that goes on from what a script has just written. words: as on the command line, unquoted."""
+    print(f"next: {shlex.join(map(str, ['python', *words]))}", flush=True)
 
 
 def check_folder(folder):

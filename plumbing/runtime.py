@@ -6,10 +6,14 @@ import gc
 import signal
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from plumbing.common import UserError
+
+# The settings --device; mps is Apple's GPU, on which nothing has been run yet.
+Device = Literal["auto", "cpu", "cuda", "mps"]
 
 STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")      # Ctrl-C; a job is moved; its time is up. Windows lacks the last
 
@@ -47,9 +51,20 @@ def matrix_dtype(dtype, device):
     return "bfloat16" if has.get("avx512_bf16") or has.get("amx_bf16") else "float32"
 
 
+def inference_dtype(dtype, device):
+    """matrix_dtype where nothing is trained: "auto" is float16 on NVIDIA's older GPUs, which lack bfloat16. BioMedLM is
+    safe in float16: its 1 / (layer + 1) keeps the attention scores small."""
+    chosen = matrix_dtype(dtype, device)
+    if dtype == "auto" and chosen == "float32" and device.type == "cuda":
+        return "float16"
+    return chosen
+
+
 def autocast(device, dtype):
-    """Matrix products in bfloat16 over fp32 weights, as the paper computed (table 6); or nothing, for float32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
+    """Matrix products in bfloat16 over fp32 weights, as the paper computed (table 6), or in float16, where nothing is
+    trained; float32 changes nothing."""
+    half = torch.float16 if dtype == "float16" else torch.bfloat16
+    return torch.autocast(device.type, half, enabled=dtype != "float32")
 
 
 def precise_dtype(device):

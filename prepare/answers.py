@@ -28,7 +28,7 @@ import tyro
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))   # run as a script, Python looks in prepare/ alone
 from answers.examples import SHARES, Item, splits_of, unasked  # noqa: E402
 from answers.spans import read_squad  # noqa: E402
-from plumbing.common import UserError, parse_args, speaking_to_the_user, write_json_lines  # noqa: E402
+from plumbing.common import UserError, parse_args, say_next, speaking_to_the_user, write_json_lines  # noqa: E402
 from prepare.qa import converted, read_records  # noqa: E402
 
 
@@ -116,6 +116,7 @@ def main(cfg):
     write_json_lines(cfg.out, map(asdict, good))
     print(f"{cfg.out}: {len(good):,} items; {n_left_out:,} without an answer or occurring twice are left out")
     report(divided)
+    say_next("finetune_answers.py", cfg.task, "--data", cfg.out)
     return good
 
 

@@ -37,6 +37,7 @@ from plumbing.common import (
     check_ranges,
     parse_args,
     read_json,
+    say_next,
     speaking_to_the_user,
     write_json,
     write_json_lines,
@@ -90,6 +91,7 @@ def main(cfg):
         for name, part in questions.items():
             write_questions(folder / "questions" / f"{name}.jsonl", part)
     report(entities, parts, questions, meta, tok, cfg)
+    say_next("train.py", "demo", "--data", cfg.out)
     return meta
 
 

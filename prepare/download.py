@@ -29,7 +29,7 @@ from urllib.request import Request, urlopen
 
 from tqdm import tqdm
 
-from plumbing.common import UserError, check_ranges, written_whole
+from plumbing.common import UserError, check_ranges, say_next, written_whole
 
 USER_AGENT = "nanoBioMedLM (prepare/pubmed.py download; one connection)"
 NAME = re.compile(r'href="(?:[^"]*/)?(pubmed(\d\d)n(\d{4,9})\.xml\.gz)"')
@@ -78,6 +78,7 @@ def download(cfg):
         raise UserError(f"{len(missing):,} of {len(names):,} files are missing: "
                         + ", ".join(f"{name} ({why})" for name, why in missing.items())
                         + "; run the same command again to fetch them")
+    say_next("tokenizer.py", "train", "--inputs", cfg.out, "--out", "data/tokenizer")
     return names
 
 

@@ -37,7 +37,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the repositor
 
 from baselines import load_tokenizer
 from data import write_shard
-from plumbing.common import UserError, check_ranges, parse_args, speaking_to_the_user, write_json, written_whole
+from plumbing.common import (
+    UserError,
+    check_ranges,
+    parse_args,
+    say_next,
+    speaking_to_the_user,
+    write_json,
+    written_whole,
+)
 from plumbing.documents import EMPTY, Bad, Record, files_in, parse, pmid, records
 from prepare.download import Download, download
 from prepare.exclude import Excluded, read_excluded
@@ -294,6 +302,7 @@ def report(cfg, meta, seconds):
     print(f"{cfg.out}: {text / 1e6:,.1f} MB of text in {seconds:.1f} s ({text / 1e6 / seconds:.1f} MB/s)")
     if cfg.val_fraction and not meta["val"]["documents"]:
         print(f"note: no document is in the validation split; raise --val-fraction ({cfg.val_fraction})")
+    say_next("train.py", "laptop", "--data", cfg.out)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ import tyro
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the repository's modules, before those of prepare/
 # ruff: noqa: E402
 
-from plumbing.common import UserError, parse_args, read_json, speaking_to_the_user
+from plumbing.common import UserError, parse_args, read_json, say_next, speaking_to_the_user
 from prepare.hub_qa import fetch
 from prepare.sections import Sections, make_sections
 from questions.format import Question, write_questions
@@ -289,7 +289,17 @@ def main(cfg):
     if cfg.source == Path("hub"):
         if cfg.out.is_file():
             raise UserError(f"{cfg.out}: OUT must be a folder for the files from the hub")
-        return fetch(cfg.task, cfg.out, lambda source, out: main(replace(cfg, source=source, out=out)))
+        made = fetch(cfg.task, cfg.out, lambda source, out: convert(replace(cfg, source=source, out=out)))
+        paths = {split: cfg.out / f"{cfg.task}_{split}.jsonl" for split in ("train", "dev", "test") if split in made}
+    else:
+        made = convert(cfg)
+        paths = {next((split for split in ("train", "dev") if split in cfg.out.stem), "test"): cfg.out}
+    say_next("finetune_qa.py", cfg.task, *(word for split, path in paths.items() for word in (f"--{split}", path)))
+    return made
+
+
+def convert(cfg):
+    """Convert one file, and return its questions."""
     if cfg.out.is_dir() or cfg.out.resolve() == cfg.source.resolve():
         raise UserError(f"{cfg.out}: OUT must be a file, neither a folder nor IN itself")
     questions, n_bad = questions_of(cfg, read_records(cfg.source))

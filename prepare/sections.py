@@ -28,7 +28,7 @@ from zlib import crc32
 
 import tyro
 
-from plumbing.common import UserError, check_ranges, write_json_lines
+from plumbing.common import UserError, check_ranges, say_next, write_json_lines
 from plumbing.documents import Bad, documents
 from prepare.exclude import shingles
 from questions.format import Question, write_questions
@@ -181,6 +181,8 @@ def make_sections(cfg):
     write_json_lines(cfg.out / "sections_documents.jsonl", listed)
     print(f"{cfg.out}/sections_documents.jsonl: {len(listed):,} abstracts; give it and sections_test.jsonl to "
           "prepare/pubmed.py --exclude")
+    say_next("finetune_qa.py", "sections", *(word for split in SPLITS
+                                             for word in (f"--{split}", cfg.out / f"sections_{split}.jsonl")))
     return questions
 
 

@@ -15,9 +15,9 @@ from typing import Literal
 import torch
 
 from baselines import load
-from plumbing.common import UserError, check_ranges, read_json, write_json_lines
+from plumbing.common import UserError, check_ranges, read_json, say_next, write_json_lines
 from plumbing.huggingface import file_of, find_folder, read_tensors
-from plumbing.runtime import matrix_dtype, pick_device
+from plumbing.runtime import Device, inference_dtype, pick_device
 from questions.format import Question, read_questions
 from questions.heads import Classifier, predict, reader_for
 from questions.metrics import probabilities
@@ -39,7 +39,8 @@ class Ask:
     out: str = "predictions.jsonl"           # for --file: JSON lines {"id", "scores", "prediction"}
     interactive: bool = False                # read questions from the terminal, one after the other
     batch_size: int = 16                     # for --file: questions per forward pass
-    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    device: Device = "auto"
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"     # of matrix products
 
 
 def ask(cfg):
@@ -59,6 +60,8 @@ def ask(cfg):
     write_json_lines(cfg.out, [{"id": q.id, "scores": s, "prediction": s.index(max(s))}
                                for q, s in zip(questions, scores, strict=True)])
     print(f"Wrote {cfg.out}: {len(questions):,} predictions; {answerer.reader.cut:,} of the questions were cut")
+    if all(q.answer is not None for q in questions):
+        say_next("finetune_qa.py", "evaluate", "--predictions", cfg.out, "--questions", cfg.file)
     return scores
 
 
@@ -66,8 +69,8 @@ class Answerer:
     """A fine-tuned model with its head and its reader."""
 
     def __init__(self, cfg):
-        self.world = World(0, 1, pick_device())
-        self.cfg = replace(cfg, dtype=matrix_dtype(cfg.dtype, self.world.device))
+        self.world = World(0, 1, pick_device(cfg.device))
+        self.cfg = replace(cfg, dtype=inference_dtype(cfg.dtype, self.world.device))
         folder = find_folder(cfg.model)
         config = read_json(file_of(folder, "config.json"), "a model's configuration")
         if HEAD not in config:

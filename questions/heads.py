@@ -8,6 +8,7 @@ The first two are from the paper (section 4). "option" is for questions that eac
 "label" for questions that share their options (yes, no, maybe). "likelihood" needs no fine-tuning (zero_shot.py).
 Not here: how trees become rows (packed.py, encoder_rows.py), the network (model.py, baselines/).
 """
+import math
 from dataclasses import fields, replace
 
 import torch
@@ -189,4 +190,7 @@ def predict(model, trees, cfg, world):
     scores_QO = torch.zeros(len(trees), max(counts), device=world.device)
     for part, of_part in outputs_by_length(model, trees, cfg.batch_size, world, cfg.dtype):
         scores_QO[torch.tensor(part), :of_part.shape[1]] = of_part
-    return [scores[:n] for scores, n in zip(world.sum(scores_QO).tolist(), counts, strict=True)]
+    scores = [scores[:n] for scores, n in zip(world.sum(scores_QO).tolist(), counts, strict=True)]
+    if not all(math.isfinite(score) for of_question in scores for score in of_question):
+        raise UserError(f"a score is not finite in {cfg.dtype}; use --dtype float32, or other weights")
+    return scores

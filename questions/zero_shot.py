@@ -23,8 +23,8 @@ from typing import Literal
 import torch
 
 from baselines import load
-from plumbing.common import UserError, git_commit, write_json, write_json_lines
-from plumbing.runtime import matrix_dtype, pick_device
+from plumbing.common import UserError, git_commit, say_next, write_json, write_json_lines
+from plumbing.runtime import Device, inference_dtype, pick_device
 from questions.format import read_questions
 from questions.heads import Likelihood, Reader, predict
 from questions.report import assess, predictions_of, summary
@@ -42,13 +42,14 @@ class ZeroShot:
     protocol: Literal["options", "letters"] = "options"      # score each option's text, or its letter in a list
     batch_size: int = 16
     max_length: int = 1024
-    dtype: Literal["auto", "bfloat16", "float32"] = "auto"   # of matrix products; float32 to compare programs
+    device: Device = "auto"
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"     # of products; float32 to compare
 
 
 def zero_shot(cfg):
     """Write report.json and one file of predictions for each score. Returns the report."""
-    world = World(0, 1, pick_device())
-    cfg, test = replace(cfg, dtype=matrix_dtype(cfg.dtype, world.device)), read_questions(cfg.test)
+    world = World(0, 1, pick_device(cfg.device))
+    cfg, test = replace(cfg, dtype=inference_dtype(cfg.dtype, world.device)), read_questions(cfg.test)
     asked = [lettered(q) for q in test] if cfg.protocol == "letters" else test
     gpt, tok = load(cfg.model, torch.float32, world.device)
     reader = Reader("likelihood", tok, len(tok), min(cfg.max_length, gpt.cfg.n_positions))
@@ -66,6 +67,8 @@ def zero_shot(cfg):
         write_json_lines(Path(cfg.out) / f"predictions_{name}.jsonl", predictions)
         print(f"{name}: {summary(report[name])}")
     write_json(Path(cfg.out) / "report.json", report)
+    say_next("finetune_qa.py", "medqa", "--model", cfg.model, "--test", cfg.test, "--compare",
+             Path(cfg.out) / "predictions_raw.jsonl")
     return report
 
 

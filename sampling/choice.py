@@ -19,7 +19,6 @@ import torch
 
 from model import linears
 from plumbing.common import UserError
-from plumbing.runtime import matrix_dtype
 from sampling.fast_linear import LAYOUTS, FastLinear, available, has
 from sampling.native import library
 
@@ -34,15 +33,6 @@ MIN_WEIGHTS = 2**22           # of the measured matrix; smaller ones stay in the
 class Choice:
     layout: str
     reason: str = ""          # what was measured, for the user
-
-
-def weights_dtype(dtype, device):
-    """The weights of --dtype auto: bfloat16 where the processor computes in it, else float16 on NVIDIA's older GPUs and
-    float32 elsewhere. BioMedLM is safe in float16: its 1 / (layer + 1) keeps the attention scores small."""
-    chosen = matrix_dtype(dtype, device)
-    if dtype == "auto" and chosen == "float32" and device.type == "cuda":
-        return "float16"
-    return chosen
 
 
 def candidates(dtype, device):

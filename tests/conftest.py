@@ -11,6 +11,8 @@ import pytest
 import tokenizers
 import torch
 from tokenizers import decoders, models, normalizers, processors, trainers
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from data import write_shard
 from model import GPT, GPTConfig
@@ -90,6 +92,18 @@ def llama_tokenizer(tmp_path_factory):
            "single_word": False}
     (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": eos, "bos_token": "<s>"}))
     return folder
+
+
+class NoFloat64(TorchDispatchMode):
+    """Refuses what Apple's GPUs do not have. sample.py may draw its uniform numbers, which it does on the CPU."""
+    ON_THE_CPU = "aten::rand.generator", "aten::item", "aten::_local_scalar_dense"
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        out = operator(*args, **kwargs or {})
+        for value in tree_leaves((args, out)):
+            is_float64 = isinstance(value, torch.Tensor) and value.dtype == torch.float64
+            assert not is_float64 or operator.name() in self.ON_THE_CPU, operator
+        return out
 
 
 def run_script(*arguments, cwd=ROOT):

@@ -8,7 +8,7 @@ has no bfloat16. The interpreter keeps its bits in uint16, and in two places tre
 
 Both are repaired here. Other bf16 arithmetic stays wrong, so the kernels compute in fp32, as they do on the GPU anyway.
 The interpreter shows no races, no wrong synchronisation and no speed. Reading out of bounds crashes it.
-TRAP: Triton 3.6, with torch 2.11, needs numpy 2.3 for this: it converts an array of one number to an int.
+Triton 3.6, for torch 2.11, makes an int of an array of one number, which numpy 2.4 refuses. That is repaired as in 3.7.
 """
 import os
 
@@ -20,6 +20,7 @@ from triton.runtime import interpreter
 
 assert interpreter.InterpreterBuilder.create_dot.__qualname__.startswith("InterpreterBuilder"), "repaired twice"
 _convert, _dot = interpreter._convert_float, interpreter.InterpreterBuilder.create_dot
+_patch_tensor = interpreter._patch_lang_tensor
 
 
 def bf16_bits(x_fp32):
@@ -48,5 +49,11 @@ def _dot_of_values(builder, a, b, accumulator, *options):
     return _dot(builder, widened(a), widened(b), accumulator, *options)
 
 
+def _patch_tensor_and_index(tensor, scope):
+    _patch_tensor(tensor, scope)
+    scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+
+interpreter._patch_lang_tensor = _patch_tensor_and_index
 interpreter._convert_float = _convert_rounding
 interpreter.InterpreterBuilder.create_dot = _dot_of_values

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import tiny_model
+from conftest import NoFloat64, tiny_model
 from launched import launched
 from transformers import GPT2LMHeadModel
 
@@ -135,11 +135,22 @@ def test_fine_tuning_learns_by_heart_and_its_folder_is_a_gpt2_that_answers(cfg, 
     predictions = [json.loads(line) for line in open(tmp_path / "out/predictions.jsonl")]
     test = splits_of(read_items(cfg.data))["test"]
     capsys.readouterr()
-    answer = finetune_answers.main(Answer(**{name: getattr(cfg, name) for name in ("max_source", "max_target",
-                                                                                  "max_new_tokens", "dtype")},
-                                          model=str(tmp_path / "out/model"), prompt=test[0].prompt))
+    same = {name: getattr(cfg, name) for name in ("max_source", "max_target", "max_new_tokens", "dtype")}
+    asked = Answer(**same, model=str(tmp_path / "out/model"), prompt=test[0].prompt)
+    answer = finetune_answers.main(asked)
     assert answer == predictions[0]["answer"] and predictions[0]["id"] == test[0].id
     assert answer in capsys.readouterr().out
+    for decode in ("greedy", "beam"):
+        asked = replace(asked, decode=decode)
+        assert finetune_answers.main(asked) == finetune_answers.main(replace(asked, dtype="float16"))
+
+
+def test_fine_tuning_and_answering_need_no_float64(cfg):
+    """So that an Apple GPU can run them."""
+    with NoFloat64():
+        finetune_answers.main(replace(cfg, epochs=1))
+        finetune_answers.main(Answer(model=f"{cfg.out}/model", prompt="What?", max_source=24, max_target=20,
+                                     max_new_tokens=3))
 
 
 def test_the_reference_has_the_log_perplexity_that_the_saved_model_gives_it(cfg, tmp_path):

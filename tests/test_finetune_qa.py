@@ -3,15 +3,19 @@ import io
 import json
 import shutil
 import signal
+import sys
 import zlib
 from dataclasses import replace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import tiny_model
+from conftest import NoFloat64, tiny_model
 from launched import launched
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import finetune_qa
 from finetune_qa import FinetuneQA
@@ -25,6 +29,7 @@ from questions.report import left_out_of_pretraining
 from questions.zero_shot import ZeroShot
 from tokenizer import Tokenizer
 from training import finetuning
+from training.monitor import start_wandb
 from training.parallel import World
 
 SEP = 301
@@ -369,6 +374,60 @@ def test_the_kept_model_predicts_what_the_run_predicted(cfg, tmp_path, capsys, h
     else:
         with pytest.raises(UserError, match="only chooses among maybe, no, yes; 'perhaps' is none of them"):
             finetune_qa.main(replace(kept, question="Is it?", options=("yes", "perhaps")))
+
+
+class Wandb(ModuleType):
+    """Stands in for the package: remembers each run's settings and what is logged to it."""
+
+    def __init__(self):
+        super().__init__("wandb")
+        self.runs = []
+
+    def init(self, **settings):
+        lines = []
+        self.runs.append((settings, lines))
+        return SimpleNamespace(log=lambda values, step: lines.append({"step": step} | values), finish=lambda: None)
+
+
+def test_each_seed_has_its_curve_on_both_boards_and_a_new_start_replaces_it(cfg, monkeypatch):
+    wandb = Wandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    for _ in range(2):                                  # a finished run starts again from the beginning
+        finetune_qa.main(replace(cfg, seeds=(3, 4), epochs=1, tensorboard=True, wandb=True))
+    log = [json.loads(line) for line in open(f"{cfg.out}/log.jsonl")]
+    for seed, (settings, lines) in zip((3, 4, 3, 4), wandb.runs, strict=True):
+        own = [{name: value for name, value in line.items() if name != "seed"} for line in log if line["seed"] == seed]
+        assert lines == own and settings["name"] == f"qa-seed{seed}" and settings["resume"] is None
+        board = EventAccumulator(f"{cfg.out}/tensorboard/seed{seed}").Reload()
+        assert [event.value for event in board.Scalars("loss")] == pytest.approx([line["loss"] for line in own])
+        assert len(board.Scalars("dev_accuracy")) == 1 and "step" not in board.Tags()["scalars"]
+    assert [settings["id"] for settings, _ in wandb.runs[:2]] == [settings["id"] for settings, _ in wandb.runs[2:]]
+    assert wandb.runs[0][0]["id"] != wandb.runs[1][0]["id"]
+    assert start_wandb(Path(cfg.out), "seed3", first=2) and wandb.runs[-1][0] == wandb.runs[0][0] | {"resume": "allow"}
+
+
+def test_asking_and_zero_shot_choose_in_float16_what_they_choose_in_float32(cfg, tmp_path):
+    """And nothing needs float64, which an Apple GPU lacks."""
+    with NoFloat64():
+        finetune_qa.main(replace(cfg, epochs=6, moments="8bit"))
+    ask, zero = Ask(model=f"{cfg.out}/model", file=cfg.test), ZeroShot(cfg.model, cfg.test, max_length=64)
+    for cfg, name in ((ask, "p.jsonl"), (zero, "z/predictions_raw.jsonl")):
+        found = []
+        for dtype in ("float32", "float16"):
+            folder = tmp_path / dtype
+            with NoFloat64():
+                finetune_qa.main(replace(cfg, dtype=dtype, out=str(folder / name.split("/")[0])))
+            found.append([json.loads(line) for line in open(folder / name)])
+        for exact, half in zip(*found, strict=True):
+            assert exact["prediction"] == half["prediction"]
+            assert 0 < np.abs(np.subtract(exact["scores"], half["scores"])).max() < 0.02
+
+
+def test_a_score_that_is_not_finite_is_no_answer(cfg):
+    gpt = tiny_model()
+    gpt.ln_f.weight.data[0] = torch.inf
+    with pytest.raises(UserError, match="a score is not finite in float32"):
+        heads.predict(Classifier(gpt, 300), QUESTIONS_WITHOUT_SEP, replace(Ask(), dtype="float32"), ALONE)
 
 
 def test_a_model_without_a_head_for_questions_and_a_question_that_cannot_be_asked_end_in_one_line(cfg):

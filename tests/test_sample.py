@@ -7,8 +7,7 @@ import shutil
 import pytest
 import torch
 import transformers
-from conftest import run_script, tiny_model
-from torch.utils._python_dispatch import TorchDispatchMode
+from conftest import NoFloat64, run_script, tiny_model
 
 import sample
 from model import GPT
@@ -278,16 +277,6 @@ def test_float16_gives_the_greedy_text_of_float32(folder):
     model = tiny_model(n_positions=96)
     half = tiny_model(n_positions=96).half()
     assert generate(half, [1, 2, 3], 60) == generate(model, [1, 2, 3], 60)
-
-
-class NoFloat64(TorchDispatchMode):
-    """Apple's GPUs have no float64. The draw of a uniform number is on the CPU everywhere."""
-
-    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
-        result = operator(*args, **kwargs or {})
-        if operator is not torch.ops.aten.rand.generator and isinstance(result, torch.Tensor):
-            assert result.dtype != torch.float64, operator
-        return result
 
 
 @pytest.mark.parametrize("settings", [dict(), dict(top_k=5), dict(top_p=0.9, repetition_penalty=1.2)])

@@ -2,6 +2,7 @@
 import gc
 import json
 import math
+import re
 import shutil
 import socket
 import sys
@@ -13,10 +14,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import run_script, tiny_config
+from conftest import NoFloat64, run_script, tiny_config
 from launched import Launch, launched
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import train
 from data import write_shard
@@ -101,7 +100,7 @@ def test_accumulated_parts_equal_the_whole_batch(cfg, whole, tmp_path):
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(cfg, tmp_path, dropout):
+def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(cfg, tmp_path, capsys, dropout):
     model = tiny_config(embd_pdrop=dropout, attn_pdrop=dropout, resid_pdrop=dropout)
     cfg, other = (replace(cfg, model=model, out=str(tmp_path / name)) for name in ("whole", "resumed"))
     whole = train.main(cfg)
@@ -109,7 +108,12 @@ def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(cfg, tmp_path, drop
     shutil.rmtree(f"{other.out}/model")
     shutil.rmtree(checkpoints(other.out)[-1])              # as if killed between the checkpoints of steps 8 and 10
     assert [path.name for path in checkpoints(other.out)] == ["00000008"]
+    settings = checkpoints(other.out)[-1] / "settings.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"seconds_per_step": 5400}))
     assert train.main(other) == whole[8:]
+    assert re.search(r"resuming after 8 steps from \S+/00000008, saved \d{4}-\d\d-\d\d \d\d:\d\d; 2 steps are left, "
+                     r"about 3:00:00 h at the speed before\n", printed := capsys.readouterr().out)
+    assert printed.endswith(f"next: python sample.py --model {other.out}/model\n")
     assert_same(weights_of(cfg), weights_of(other))
     drop_speed = [{k: v for k, v in line.items() if k not in SPEED} for line in log_of(other)]
     assert [line["step"] for line in drop_speed] == list(range(10))
@@ -363,16 +367,6 @@ def test_steps_far_above_the_last_128_can_be_skipped():
         assert not outliers.reject(4 + rng.normal(0, 0.1), 1 + rng.normal(0, 0.1))
     assert outliers.reject(4.0, 5.0) and outliers.reject(8.0, 1.0) and not outliers.reject(4.2, 1.2)
     assert not any(Outliers(0.0).reject(1.0 + 99 * (i > 200), 1.0) for i in range(300))
-
-
-class NoFloat64(TorchDispatchMode):
-    """Refuses what Apple's GPUs do not have."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves((args, out)):
-            assert not (isinstance(tensor, torch.Tensor) and tensor.dtype == torch.float64), func
-        return out
 
 
 def test_training_needs_no_float64_on_an_apple_gpu(cfg, monkeypatch):

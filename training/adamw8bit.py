@@ -36,12 +36,12 @@ class AdamW8bit(torch.optim.Optimizer):
     def update(self, p, state, group):
         if not state:
             blocks = -(-p.numel() // BLOCK)
-            state["step"] = torch.zeros((), dtype=torch.float64)
+            state["step"] = torch.zeros(())
             for moment in ("exp_avg", "exp_avg_sq"):
                 state[moment] = torch.zeros(blocks * BLOCK, dtype=torch.uint8, device=p.device)
                 state[moment + "_scale"] = torch.zeros(blocks, device=p.device)
         state["step"] += 1
-        (beta1, beta2), step = group["betas"], state["step"]
+        (beta1, beta2), step = group["betas"], state["step"].item()
         weights, gradients = p.view(-1), p.grad.reshape(-1)
         for start in range(0, p.numel(), CHUNK):
             here = slice(start, start + CHUNK)

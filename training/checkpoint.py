@@ -12,6 +12,7 @@ import shutil
 import time
 import warnings
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -99,6 +100,7 @@ class Checkpoints:
 
     def __init__(self, out, world, keep):
         self.out, self.world, self.keep, self.saving = Path(out), world, keep, None
+        self.first, self.started = 0, time.perf_counter()      # of the steps that this process takes
         # A group of its own: on the default group, background collectives would mix with those of the training step.
         self.group = dist.new_group(backend="gloo") if world.size > 1 else None
         warnings.filterwarnings("ignore", message=".*in a single process.*")       # one process is a valid choice
@@ -111,7 +113,8 @@ class Checkpoints:
         folder = self.out / "checkpoints" / f"{step:08d}"
         if self.world.rank == 0:
             shutil.rmtree(folder, ignore_errors=True)          # what a crash left of the same step
-            write_json(folder / "settings.json", settings)
+            seconds = (time.perf_counter() - self.started) / max(1, step - self.first)
+            write_json(folder / "settings.json", settings | {"seconds_per_step": seconds})
         self.world.wait()
         weights, moments = get_state_dict(model, optimizer)
         self.saving = dcp.async_save({"model": weights, "optimizer": moments}, checkpoint_id=folder,
@@ -129,8 +132,9 @@ class Checkpoints:
                 shutil.rmtree(old)
             shutil.rmtree(self.out / "discarded", ignore_errors=True)
 
-    def load(self, model, optimizer, accept):
-        """Fill model and optimizer from the newest checkpoint that can be read; returns the number of its steps.
+    def load(self, model, optimizer, accept, steps):
+        """Fill model and optimizer from the newest checkpoint that can be read; returns the number of its steps, and
+        says how many of the run's `steps` are left.
 
         accept(folder, settings) raises UserError if the checkpoint is of another run.
         """
@@ -151,8 +155,12 @@ class Checkpoints:
 
             set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
             saved_at = time.strftime("%Y-%m-%d %H:%M", time.localtime((folder / ".metadata").stat().st_mtime))
-            self.say(f"resuming after {int(folder.name)} steps from {folder}, saved {saved_at}")
-            return int(folder.name)
+            self.first, self.started = int(folder.name), time.perf_counter()
+            left = steps - self.first
+            time_left = timedelta(seconds=round(left * saved.get("seconds_per_step", 0)))
+            self.say(f"resuming after {self.first} steps from {folder}, saved {saved_at}; {left:,} steps are left"
+                     + (f", about {time_left} h at the speed before" if time_left else ""))
+            return self.first
 
         if found:
             raise UserError(f"{self.out}/checkpoints: none of {len(found)} can be read; --restart begins anew")

@@ -10,7 +10,7 @@ import math
 import shutil
 import time
 import zlib
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -32,8 +32,9 @@ from plumbing.common import (
     written_whole,
 )
 from plumbing.huggingface import add_tensors, save_readable, write_model_card
-from plumbing.runtime import autocast, matrix_dtype, stop_on_signals
+from plumbing.runtime import Device, autocast, matrix_dtype, stop_on_signals
 from training.checkpoint import Checkpoints, set_aside, the_only_run, whole_weights
+from training.monitor import Boards
 from training.parallel import average_gradients, clip_gradients, device_mesh, join_world, shard_model
 from training.trainable import check_weights, make_optimizer, merged, trained
 
@@ -51,6 +52,7 @@ class Finetuning:
     weight_decay: float = 0.0
     grad_clip: float = 1.0                   # largest norm of the gradient; 0 is no limit
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"    # of matrix products; auto: bfloat16 if it is native
+    device: Device = free("auto")
     weights: Literal["float32", "bfloat16"] = "float32"       # precision in which the weights are held
     lora_rank: int = 0                       # train low-rank additions of this rank; 0 trains all weights
     save_adapter: bool = False               # also write them alone, as the peft library does, to OUT/adapter
@@ -59,6 +61,8 @@ class Finetuning:
     parallel: Literal["none", "ddp", "fsdp"] = free("none")   # how torchrun's processes share the work
     checkpoint_every: int = free(0)          # steps; 0 is after each epoch
     restart: bool = free(False)              # discard what an interrupted run left in OUT
+    tensorboard: bool = free(False)          # also write OUT/tensorboard
+    wandb: bool = free(False)                # also log to Weights & Biases
 
 
 # For check_ranges, together with the ranges of a script's own settings. check_weights checks the other settings.
@@ -77,7 +81,7 @@ def check_seeds(seeds):
 def processes_of(cfg):
     """Yield (cfg, world): the processes that torchrun started, and the settings with the dtype that their device
     computes in. UserError for settings that do not go together."""
-    with join_world(cfg.parallel) as world:
+    with join_world(cfg.parallel, cfg.device) as world:
         cfg = replace(cfg, dtype=matrix_dtype(cfg.dtype, world.device))
         check_weights(cfg)
         yield cfg, world
@@ -102,10 +106,10 @@ def fine_tune(cfg, world, seed, folder, model, n_train, loss_of, evaluate, fixed
     epoch_steps = -(-n_train // cfg.batch_size)
     steps = math.ceil(cfg.epochs * epoch_steps)
     checkpoints = Checkpoints(folder, world, keep=1)
-    first, log, best = resume(checkpoints, model, optimizer, fixed)
+    first, log, best = resume(checkpoints, model, optimizer, fixed, steps)
     bar = tqdm(total=steps, initial=first, unit="step", desc=f"seed {seed}", disable=None if world.rank == 0 else True)
 
-    with stop_on_signals() as signals:
+    with closing(Boards(cfg, world, first, f"seed{seed}")) as boards, stop_on_signals() as signals:
         for step in range(first, steps):
             # Dropout depends on the step and the process only, so a resumed run draws the same masks.
             torch.manual_seed(zlib.crc32(f"{seed} {step} {world.rank}".encode()))
@@ -134,6 +138,7 @@ def fine_tune(cfg, world, seed, folder, model, n_train, loss_of, evaluate, fixed
                 log[-1] |= metrics
                 name, value = next(iter(metrics.items()))
                 bar.set_postfix_str(f"loss {loss:.3f}, {name} {value:.3f}")
+            boards.write(**log[-1])
             bar.update()
             if (step + 1) % (cfg.checkpoint_every or epoch_steps) == 0 or stop or last:
                 checkpoints.save(step + 1, model, optimizer, {"settings": fixed, "log": log, "best": best})
@@ -249,7 +254,7 @@ def seed_folder(cfg, seed):
     return Path(cfg.out) / "seeds" / str(seed)
 
 
-def resume(checkpoints, model, optimizer, fixed):
+def resume(checkpoints, model, optimizer, fixed, steps):
     """Load model and optimizer from the newest checkpoint, if there is one. Returns (first step to take, log, best)."""
     state = {"log": [], "best": {}}
 
@@ -261,7 +266,7 @@ def resume(checkpoints, model, optimizer, fixed):
                             "the old value, another --out, or --restart to discard that run")
         state.update(log=saved["log"], best=saved["best"])
 
-    first = checkpoints.load(model, optimizer, accept)
+    first = checkpoints.load(model, optimizer, accept, steps)
     return first, state["log"], state["best"]
 
 

@@ -1,6 +1,7 @@
 """What a run prints and logs: OUT/log.jsonl and a progress bar; TensorBoard or Weights & Biases if asked.
 
-Not here: what a step measures (train.py). Every process has a monitor, and the first one's writes.
+Not here: what a step measures (train.py). Every process has a monitor, and the first one's writes. Fine-tuning has the
+boards alone.
 """
 import json
 import math
@@ -36,8 +37,7 @@ class Monitor:
         self.flops = self.tokens * cfg.model.flops_per_token(cfg.length)
 
         out = Path(cfg.out)
-        self.board = open_board(out, first) if cfg.tensorboard else None
-        self.wandb = start_wandb(out) if cfg.wandb else None
+        self.boards = Boards(cfg, world, first)
         forget_steps(out / "log.jsonl", first)
         self.log = open(out / "log.jsonl", "a", buffering=1, encoding="utf-8")
         self.bar = tqdm(initial=first, total=cfg.steps, unit="step", disable=None)     # none without a terminal
@@ -69,11 +69,7 @@ class Monitor:
             return
         values = values | self.speed(step, seconds)
         self.log.write(json.dumps({"step": step} | {name: finite(value) for name, value in values.items()}) + "\n")
-        if self.board:
-            for name, value in values.items():
-                self.board.add_scalar(name, value, step)
-        if self.wandb:
-            self.wandb.log(values, step=step)
+        self.boards.write(step, **values)
 
         self.bar.update()
         self.bar.set_postfix_str(f"loss {values['loss']:.3f}, {values['tokens_per_second']:,.0f} tokens/s")
@@ -87,6 +83,30 @@ class Monitor:
             return
         self.bar.close()
         self.log.close()
+        self.boards.close()
+
+
+class Boards:
+    """TensorBoard (OUT/tensorboard) and Weights & Biases, each if asked for; on the first process alone.
+
+    first: the first step that will be written. name: of one fine-tuning among several in OUT.
+    """
+
+    def __init__(self, cfg, world, first, name=""):
+        out = Path(cfg.out)
+        self.board = open_board(out / "tensorboard" / name, first) if cfg.tensorboard and not world.rank else None
+        self.wandb = start_wandb(out, name, first) if cfg.wandb and not world.rank else None
+
+    def write(self, step, **values):
+        """values: numbers; None is left out."""
+        values = {name: value for name, value in values.items() if value is not None}
+        if self.board:
+            for name, value in values.items():
+                self.board.add_scalar(name, value, step)
+        if self.wandb:
+            self.wandb.log(values, step=step)
+
+    def close(self):
         if self.board:
             self.board.close()
         if self.wandb:
@@ -179,19 +199,21 @@ def forget_steps(path, first):
         temporary.write_text("".join(kept), encoding="utf-8")
 
 
-def open_board(out, first):
+def open_board(folder, first):
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise UserError("--tensorboard needs the package tensorboard: pip install tensorboard") from error
-    return SummaryWriter(str(out / "tensorboard"), purge_step=first)
+    return SummaryWriter(str(folder), purge_step=first)
 
 
-def start_wandb(out):
+def start_wandb(out, name, first):
     try:
         import wandb
     except ImportError as error:
         raise UserError("--wandb needs the package wandb: pip install wandb") from error
-    path = out.resolve()
-    run = f"{path.name}-{crc32(str(path).encode()):08x}"           # two folders of one name are two runs
-    return wandb.init(project="nanobiomedlm", name=path.name, dir=str(out), resume="allow", id=run)
+    path = out.resolve() / name
+    title = f"{out.resolve().name}-{name}".removesuffix("-")
+    run = f"{title}-{crc32(str(path).encode()):08x}"               # two folders of one name are two runs
+    resume = "allow" if first else None                            # a run that begins again replaces its old curve
+    return wandb.init(project="nanobiomedlm", name=title, dir=str(out), resume=resume, id=run)

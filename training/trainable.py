@@ -96,7 +96,9 @@ def trained(model):
 def make_optimizer(model, cfg):
     if cfg.moments == "8bit":
         return AdamW8bit(trained(model), lr=cfg.learning_rate, weight_decay=cfg.weight_decay)
-    return torch.optim.AdamW(trained(model), lr=cfg.learning_rate, weight_decay=cfg.weight_decay, fused=True)
+    weights = trained(model)
+    return torch.optim.AdamW(weights, lr=cfg.learning_rate, weight_decay=cfg.weight_decay,
+                             fused=weights[0].device.type != "mps")
 
 
 def check_weights(cfg):

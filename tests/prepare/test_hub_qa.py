@@ -78,7 +78,10 @@ def test_medmcqa_is_tested_on_its_validation_and_gives_a_dev_set_from_its_traini
     made = fetched("medmcqa", tmp_path)
     assert [q.id for q in made["medmcqa_dev"]] == ["train43", "train87"] and len(made["medmcqa_train"]) == 98
     assert [q.answer for q in made["medmcqa_test"]] == [0, 1, 2, 3, 0, 1, 2]
-    assert "cop counts the options from 0" in capsys.readouterr().out and "SECRET" not in str(made)
+    printed = capsys.readouterr().out
+    assert "cop counts the options from 0" in printed and "SECRET" not in str(made)
+    paths = " ".join(f"--{split} {tmp_path}/qa/medmcqa_{split}.jsonl" for split in ("train", "dev", "test"))
+    assert printed.count("next: ") == 1 and printed.endswith(f"next: python finetune_qa.py medmcqa {paths}\n")
 
 
 def test_pubmedqa_is_the_authors_fold_0(hub, tmp_path):

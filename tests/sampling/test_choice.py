@@ -5,7 +5,7 @@ from conftest import tiny_model
 
 from plumbing.common import UserError
 from sampling import choice
-from sampling.choice import Choice, candidates, choose_layout, choose_threads, fastest, weights_dtype
+from sampling.choice import Choice, candidates, choose_layout, choose_threads, fastest
 from sampling.fast_linear import lay_out, read_bandwidth
 from sampling.native import library
 
@@ -108,11 +108,3 @@ def test_as_many_threads_as_are_the_fastest(monkeypatch, compiled, seconds, expe
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
     now[0] = 4
     assert choose_threads(model) == 4
-
-
-def test_auto_is_float16_on_a_gpu_without_bf16_alone(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
-    assert weights_dtype("auto", GPU) == "float16" and weights_dtype("float32", GPU) == "float32"
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
-    assert weights_dtype("auto", GPU) == "bfloat16"
-    assert weights_dtype("auto", CPU) in ("bfloat16", "float32")
