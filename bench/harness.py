@@ -87,7 +87,11 @@ def compare(cfg, path, protocol):
                    "harness": results[f"{METRICS[name]},none"]}
             for i in fit:
                 divided = np.array(theirs[i]) / [LENGTHS[name](option.strip()) for option in asked[i].options]
-                row["equal"] += int(divided.argmax()) == records[i]["prediction"]
+                choices = int(divided.argmax()), records[i]["prediction"]
+                row["equal"] += choices[0] == choices[1]
+                if choices[0] != choices[1]:
+                    print(f"{path}, line {i + 1}, {name}: the harness chose option {choices[0]}, ours {choices[1]}; "
+                          f"log-probabilities {theirs[i]}")
                 row["difference"] = max(row["difference"], np.abs(divided - records[i]["scores"]).max())
                 second, first = np.sort(divided)[-2:]
                 row["margin"] = min(row["margin"], first - second)

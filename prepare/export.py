@@ -55,7 +55,9 @@ def gguf(model: str, out: Path, dtype: Literal["f32", "f16", "q8_0"] = "f16"):
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-    print(f"{out}: {out.stat().st_size:,} bytes; run it with `llama-cli -m {out} -p TEXT`")
+    print(f"{out}: {out.stat().st_size:,} bytes\n"
+          f"llama.cpp  llama-completion -m {out} -p TEXT\n"
+          f"Ollama     a file Modelfile beside it with the line FROM ./{out.name}, then ollama create NAME")
 
 
 def gguf_library():

@@ -51,6 +51,7 @@ def zero_shot(cfg):
     reader = Reader("likelihood", tok, len(tok), min(cfg.max_length, gpt.cfg.n_positions))
     # TRAP: a new token [PAD] would be one more logit in every softmax. Any id will do: no option sees the padding.
     raw = predict(Likelihood(gpt, pad_id=0), [reader(q) for q in asked], cfg, world)
+    raw = [alike(q.options, of_q) for q, of_q in zip(asked, raw, strict=True)]
 
     report = {"truncated": {"test": reader.cut}, "settings": asdict(cfg), "commit": git_commit()}
     for name, length in LENGTHS.items():
@@ -64,6 +65,12 @@ def zero_shot(cfg):
         print(f"{name}: {summary(report[name])}")
     write_json(Path(cfg.out) / "report.json", report)
     return report
+
+
+def alike(options, scores):
+    """The scores, with that of the first for options of the same text (MedMCQA has some): rounding must not choose."""
+    texts = [option.strip() for option in options]
+    return [scores[texts.index(text)] for text in texts]
 
 
 # What a log-probability is divided by. The space before the option is one of its bytes, since the model reads it; among
