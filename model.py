@@ -361,15 +361,18 @@ class GPT(nn.Module):
         fold_layer_scale multiplies 1/(layer+1) into the query weights and switches the flag off. The logits are the
         same in programs that do not know the flag (vLLM refuses it, llama.cpp ignores it).
         """
-        if fold_layer_scale and self.cfg.scale_attn_by_inverse_layer_idx:
+        if fold_layer_scale:
             cfg = replace(self.cfg, scale_attn_by_inverse_layer_idx=False)
             save_model(self, folder, cfg, change=self.fold_layer_scale)
         else:
             save_model(self, folder, self.cfg)
 
     def fold_layer_scale(self, name, tensor):
-        """The parameter with 1/(layer+1) in it, if it makes queries; c_attn computes queries, keys, values in order."""
-        if ".attn.c_attn." in name:
+        """The parameter with 1/(layer+1) in it, if it makes queries and the scores of this model are divided by layer.
+
+        c_attn computes queries, keys and values in this order.
+        """
+        if self.cfg.scale_attn_by_inverse_layer_idx and ".attn.c_attn." in name:
             tensor = tensor.clone()
             layer = int(name.split(".")[1])                     # h.LAYER.attn.c_attn
             tensor[:self.cfg.n_embd] /= layer + 1

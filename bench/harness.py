@@ -73,12 +73,13 @@ def compare(cfg, path, protocol):
     """A row for each score: how many choices agree, both accuracies, how far the log-probabilities are apart."""
     questions = read_questions(path)
     asked = [lettered(q) for q in questions] if protocol == "letters" else questions
-    fit = fitting(cfg.model, asked)
+    positions = read_json(Path(cfg.model) / "config.json", "a model's config")["n_positions"]
+    fit = fitting(cfg.model, asked, positions)
     theirs, results = scores_of_harness(cfg, path, protocol)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         report = zero_shot(ZeroShot(model=cfg.model, test=path, out=folder, protocol=protocol, dtype="float32",
-                                    batch_size=cfg.batch_size))
+                                    max_length=positions, batch_size=cfg.batch_size))
         for name in METRICS if protocol == "options" else ["raw"]:
             records = read_json_lines(Path(folder) / f"predictions_{name}.jsonl", "prediction", "", dict)
             row = {"score": name, "n": len(fit), "all": len(questions), "equal": 0, "difference": 0.0,
@@ -86,7 +87,11 @@ def compare(cfg, path, protocol):
                    "harness": results[f"{METRICS[name]},none"]}
             for i in fit:
                 divided = np.array(theirs[i]) / [LENGTHS[name](option.strip()) for option in asked[i].options]
-                row["equal"] += int(divided.argmax()) == records[i]["prediction"]
+                choices = int(divided.argmax()), records[i]["prediction"]
+                row["equal"] += choices[0] == choices[1]
+                if choices[0] != choices[1]:
+                    print(f"{path}, line {i + 1}, {name}: the harness chose option {choices[0]}, ours {choices[1]}; "
+                          f"log-probabilities {theirs[i]}")
                 row["difference"] = max(row["difference"], np.abs(divided - records[i]["scores"]).max())
                 second, first = np.sort(divided)[-2:]
                 row["margin"] = min(row["margin"], first - second)
@@ -94,10 +99,9 @@ def compare(cfg, path, protocol):
     return rows
 
 
-def fitting(folder, asked):
+def fitting(folder, asked, positions):
     """The indices of the questions that the model can read whole."""
     tok = load_tokenizer(Path(folder))
-    positions = read_json(Path(folder) / "config.json", "a model's config")["n_positions"]
     reader, found = Reader("likelihood", tok, len(tok), positions), []
     for i, q in enumerate(asked):
         before = reader.cut

@@ -10,6 +10,7 @@ Not here: reading the folder (baselines/__init__.py), its files (plumbing/huggin
 The `gguf` package is optional: pip install gguf.
 """
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Literal
 
@@ -40,11 +41,12 @@ def gguf(model: str, out: Path, dtype: Literal["f32", "f16", "q8_0"] = "f16"):
     """
     library = gguf_library()
     gpt, tok = load(model, torch.float32, "cpu")
-    if type(gpt) is not GPT or not hasattr(tok, "merges"):
-        raise UserError(f"{model}: only GPT-2 models with a byte-level vocabulary are exported here; use llama.cpp's "
-                        "convert_hf_to_gguf.py for other families")
+    if type(gpt) is not GPT or not getattr(tok, "merges", None):
+        raise UserError(f"{model}: only GPT-2 models with a byte-level vocabulary and merges are exported here; use "
+                        "llama.cpp's convert_hf_to_gguf.py for other families")
     with written_whole(out) as temporary:
         writer = library.GGUFWriter(temporary, "gpt2")
+        writer.add_quantization_version(library.GGML_QUANT_VERSION)
         write_shape(writer, gpt.cfg, dtype)
         write_vocabulary(writer, tok, gpt.cfg.vocab_size)
         for name, p in gpt.named_parameters():
@@ -53,7 +55,9 @@ def gguf(model: str, out: Path, dtype: Literal["f32", "f16", "q8_0"] = "f16"):
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-    print(f"{out}: {out.stat().st_size:,} bytes; run it with `llama-cli -m {out} -p TEXT`")
+    print(f"{out}: {out.stat().st_size:,} bytes\n"
+          f"llama.cpp  llama-completion -m {out} -p TEXT\n"
+          f"Ollama     a file Modelfile beside it with the line FROM ./{out.name}, then ollama create NAME")
 
 
 def gguf_library():
@@ -86,6 +90,9 @@ def write_vocabulary(writer, tok, rows):
     for kind, tokens in ((CONTROL, tok.specials), (USER_DEFINED, tok.added)):
         for name, i in tokens.items():
             names[i], types[i] = name, kind
+    twice = [name for name, n in Counter(names).items() if n > 1]
+    if twice:                                                    # llama.cpp would abort
+        raise UserError(f"two tokens are called {twice[0]!r} in GGUF's spelling; rename the added or special one")
 
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")                            # GPT-2's pattern
@@ -94,6 +101,8 @@ def write_vocabulary(writer, tok, rows):
     writer.add_token_merges([" ".join(pair) for pair in merges])
     writer.add_bos_token_id(tok.eos_id)
     writer.add_eos_token_id(tok.eos_id)
+    if len(tok.eos_ids) > 1:
+        writer.add_eot_token_id(tok.eos_ids[1])                  # ends a text too; GGUF has no third
     writer.add_add_bos_token(False)
 
 

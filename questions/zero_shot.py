@@ -55,6 +55,7 @@ def zero_shot(cfg):
     reader = Reader("likelihood", tok, len(tok), min(cfg.max_length, gpt.cfg.n_positions))
     # TRAP: a new token [PAD] would add a logit to every softmax. Any id will do, because no option sees the padding.
     raw = predict(Likelihood(gpt, pad_id=0), [reader(q) for q in asked], cfg, world)
+    raw = [alike(q.options, of_q) for q, of_q in zip(asked, raw, strict=True)]
 
     report = {"truncated": {"test": reader.cut}, "settings": asdict(cfg), "commit": git_commit()}
     for name, length in LENGTHS.items():
@@ -70,6 +71,12 @@ def zero_shot(cfg):
     say_next("finetune_qa.py", "medqa", "--model", cfg.model, "--test", cfg.test, "--compare",
              Path(cfg.out) / "predictions_raw.jsonl")
     return report
+
+
+def alike(options, scores):
+    """The scores, with that of the first for options of the same text (MedMCQA has some): rounding must not choose."""
+    texts = [option.strip() for option in options]
+    return [scores[texts.index(text)] for text in texts]
 
 
 # The divisor of the log-probability. The space before the option, which the model reads, counts as one of its bytes.

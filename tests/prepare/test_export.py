@@ -3,9 +3,9 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from conftest import SENTENCES, tiny_model
 
+from bench import llama
 from model import GPT
 from plumbing.common import UserError
 from plumbing.huggingface import write_model_card
@@ -50,6 +50,15 @@ def test_a_gguf_file_has_the_shape_the_vocabulary_and_the_folded_weights(folder,
     np.testing.assert_array_equal(stored[D:], ours[D:])
 
 
+def test_a_model_whose_scores_are_not_divided_by_layer_keeps_its_queries(folder, tmp_path):
+    gguf = pytest.importorskip("gguf", reason="the gguf package is not installed")
+    model = tiny_model(scale_attn_by_inverse_layer_idx=False)
+    model.save_pretrained(folder)
+    export.gguf(str(folder), tmp_path / "model.gguf", "f32")
+    tensors = {tensor.name: np.array(tensor.data) for tensor in gguf.GGUFReader(tmp_path / "model.gguf").tensors}
+    np.testing.assert_array_equal(tensors["blk.2.attn_qkv.weight"], model.h[2].attn.c_attn.weight.detach().numpy())
+
+
 @pytest.mark.parametrize("dtype, bound", [("f16", 1e-3), ("q8_0", 1e-2)])
 def test_smaller_types_keep_the_weights_nearly(folder, tmp_path, dtype, bound):
     gguf = pytest.importorskip("gguf", reason="the gguf package is not installed")
@@ -62,20 +71,33 @@ def test_smaller_types_keep_the_weights_nearly(folder, tmp_path, dtype, bound):
     assert np.linalg.norm(found - wte) / np.linalg.norm(wte) < bound
 
 
-def test_llama_cpp_computes_the_same_tokens_and_text(folder, tmp_path):
-    llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+def test_a_name_that_two_tokens_would_have_is_refused(folder, tmp_path):
     pytest.importorskip("gguf", reason="the gguf package is not installed")
-    export.gguf(str(folder), tmp_path / "model.gguf", "f32")
-    model, tok = GPT.from_pretrained(folder), Tokenizer.load(folder)
-    theirs = llama_cpp.Llama(str(tmp_path / "model.gguf"), n_ctx=32, logits_all=True, verbose=False)
-    for text in SENTENCES:
-        ids = tok.encode(text).tolist()[:30]
-        assert theirs.tokenize(text.encode(), add_bos=False, special=False)[:30] == ids
-        theirs.reset()
-        theirs.eval(ids)
-        with torch.inference_mode():
-            expected = model(torch.tensor([ids]))[0].numpy()
-        np.testing.assert_allclose(theirs.scores[:len(ids)], expected, atol=1e-2)
+    tok = Tokenizer.load(folder)
+    tok.added["[UNUSED305]"] = 301                               # what the row 305 without a token is called
+    tok.save(folder)
+    with pytest.raises(UserError, match=r"two tokens are called '\[UNUSED305\]'"):
+        export.gguf(str(folder), tmp_path / "model.gguf")
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_llama_cpp_reads_the_same_tokens_and_writes_the_same_text(tmp_path):
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    pytest.importorskip("gguf", reason="the gguf package is not installed")
+    tok = Tokenizer.train(SENTENCES * 3, vocab_size=300)
+    tok.added["COVID-19"] = 301                                  # 300 is an id without a token
+    tok.add_special("[SEP]", 302)
+    model = tiny_model(vocab_size=306, n_positions=128, bos_token_id=tok.eos_id, eos_token_id=tok.eos_id)
+    model.save_pretrained(tmp_path)
+    tok.save(tmp_path)
+    export.gguf(str(tmp_path), tmp_path / "model.gguf", "f32")
+
+    theirs, tok = llama.open_file(tmp_path / "model.gguf", positions=128), Tokenizer.load(tmp_path)
+    assert llama.compare_tokens(theirs, tok, [*SENTENCES, "no COVID-19[SEP] here", " COVID-19 [SEP]"]) == 0
+    ids = [tok.encode(text).tolist() for text in SENTENCES]
+    difference, largest, _ = llama.compare_logits(theirs, model, ids)
+    assert difference < 1e-2 < largest
+    assert [llama.compare_greedy(theirs, model, tok, prompt[:5]) for prompt in ids] == [None] * len(ids)
 
 
 def test_without_the_gguf_package_the_message_says_what_to_install(folder, tmp_path, monkeypatch):

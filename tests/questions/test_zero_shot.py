@@ -10,7 +10,7 @@ from conftest import ROOT, tiny_model
 import finetune_qa
 from plumbing.common import UserError, parse_args
 from questions.format import Question, write_questions
-from questions.zero_shot import ZeroShot, lettered, zero_shot
+from questions.zero_shot import ZeroShot, alike, lettered, zero_shot
 from tokenizer import Tokenizer
 
 QUESTIONS = [Question("a", "", " Which drug? ", ["aspirin ", " a much longer option", "é"], 1),
@@ -77,6 +77,10 @@ def test_letters_are_scored_after_a_list_of_the_options(world, tmp_path):
     assert "per_byte" not in report and report["raw"]["n"] == 2
     record = json.loads((tmp_path / "predictions_raw.jsonl").read_text().split("\n")[1])
     assert record["answer"] == 0 and record["prediction"] in (0, 1)
+
+
+def test_options_of_the_same_text_have_the_same_score():
+    assert alike(["b", "a", " a "], [-3.0, -2.0, -1.9999]) == [-3.0, -2.0, -2.0]
 
 
 def test_more_options_than_letters_are_refused():
