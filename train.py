@@ -173,7 +173,7 @@ def train(cfg, world):
 
             # ---- Forward and backward ----
             loss = gradient_of(replica, corpus, step, cfg, world)
-            grad_norm = clip_gradients(model.parameters(), cfg.grad_clip).item()
+            grad_norm = clip_gradients(model.parameters(), cfg.grad_clip)
 
             # ---- Agree: from here on, every process has the same numbers and takes the same decisions ----
             loss, stop = world.vote(loss / world.size, signals)

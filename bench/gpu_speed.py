@@ -27,6 +27,7 @@ from bench.gpu_records import attempt, emit
 from model import GPT, GPTConfig
 from plumbing.common import ROOT, UserError, speaking_to_the_user
 from plumbing.runtime import autocast, pick_device
+from training.parallel import clip_gradients
 
 CONTESTANTS = ("ours-triton", "ours-torch", "transformers", "plain")
 STEPS, PARTS = 5, 4             # timed steps, after one that compiles; micro-batches per step
@@ -157,6 +158,7 @@ def loss_without_dropout(model, loss_of, ids_BT, targets_BT):
 def timed_steps(what, model, loss_of, batches, device):
     """[{phase: seconds}] of the steps after the first, each emitted when it ends."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.6e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    clip = clip_gradients if what["train"].startswith("ours") else torch.nn.utils.clip_grad_norm_
     steps = []
     for step in range(1 + STEPS):
         ends = [now(device)]
@@ -171,7 +173,7 @@ def timed_steps(what, model, loss_of, batches, device):
         ends.append(now(device))
 
         # clip, then update
-        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        clip(model.parameters(), CLIP)
         ends.append(now(device))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -118,7 +118,7 @@ def fine_tune(cfg, world, seed, folder, model, n_train, loss_of, evaluate, fixed
             # forward and backward
             epoch, batch = batch_of(step, n_train, cfg.batch_size, seed)
             loss = accumulate_gradients(model, ddp, batch, loss_of, cfg, world)
-            grad_norm = clip_gradients(trained(model), cfg.grad_clip).item()
+            grad_norm = clip_gradients(trained(model), cfg.grad_clip)
 
             # agree: add up the loss of all processes, and stop all if one of them received a signal
             loss, stop = world.vote(loss, signals)

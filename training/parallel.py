@@ -10,7 +10,6 @@ Teaches why 2.7 B parameters need this: fp32 weights, gradients and two moments 
 much for a 40 GB GPU; a 128th of them is 0.3 GB. And why the result is the same: the same rows, the same gradient.
 Not here: what is computed (model.py), the loop (train.py).
 """
-import math
 import os
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,6 +20,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from plumbing.common import UserError
 from plumbing.runtime import pick_device
@@ -122,9 +122,17 @@ def set_weights(model, values):
 
 
 def clip_gradients(parameters, limit):
-    """Scale the gradients to a norm of at most `limit` (0: no limit) and return the norm before that, fp32."""
-    norm = torch.nn.utils.clip_grad_norm_(parameters, limit or math.inf)
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+    """Scale the gradients to a norm of at most `limit` (0: no limit) and return the norm before that, a float.
+
+    The host needs the norm before it takes the step. So it can also see when nothing is to be scaled: clip_grad_norm_
+    would then multiply every gradient by 1, which moves 8 bytes per parameter for the same bits.
+    """
+    parameters = list(parameters)
+    norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+    found = (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+    if limit and found + 1e-6 > 0.999 * limit:          # torch's factor is limit / (norm + 1e-6), at most 1, rounded
+        clip_grads_with_norm_(parameters, limit, norm)
+    return found
 
 
 def set_recompute(blocks, every):

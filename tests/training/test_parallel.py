@@ -88,6 +88,25 @@ def test_torchrun_restarts_a_killed_worker_and_nothing_is_lost(world, tmp_path):
         assert [json.loads(line)["step"] for line in log] == list(range(60))
 
 
+def test_clipping_has_the_bits_of_clip_grad_norm_and_leaves_gradients_below_the_limit_alone(monkeypatch):
+    scaled = []
+    monkeypatch.setattr(parallel, "clip_grads_with_norm_",
+                        lambda *arguments: scaled.append(torch.nn.utils.clip_grads_with_norm_(*arguments)))
+    torch.manual_seed(0)
+    for case in range(120):
+        ours, theirs = (torch.nn.Linear(5, 3) for _ in range(2))
+        for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in ours.parameters()]).item()
+        limit = norm * (0.1, 1.0, 1 + 1e-7, 10.0)[case % 4] + 1e-6 * (case % 3)
+
+        assert parallel.clip_gradients(ours.parameters(), limit) == norm
+        torch.nn.utils.clip_grad_norm_(theirs.parameters(), limit)
+        assert all(torch.equal(p.grad, q.grad) for p, q in zip(ours.parameters(), theirs.parameters(), strict=True))
+    assert len(scaled) == 90, "a norm far below the limit costs no pass"
+
+
 def one_step_as(rank):
     """The step of one of 128 processes, on real tensors in a process group that only pretends to talk."""
     dist.init_process_group("fake", rank=rank, world_size=128, store=FakeStore())
@@ -98,7 +117,7 @@ def one_step_as(rank):
         optimizer = torch.optim.AdamW(model.parameters(), fused=True)
         ids_BT = torch.zeros(1, 8, dtype=torch.int64)
         model(ids_BT, ids_BT).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        parallel.clip_gradients(model.parameters(), 1.0)
         optimizer.step()
         print(tuple(model.wte.weight.to_local().shape))
     assert world.share(1024) == slice(8 * rank, 8 * rank + 8)
