@@ -48,10 +48,19 @@ def facts():
     emit(fact="machine", card=card.name, capability=f"sm_{card.major}{card.minor}", driver=driver(),
          memory_gib=card.total_memory / 2**30, cores=os.cpu_count(), commit=git_commit(), **versions)
     emit(fact="importable", modules=[name for name in RIVALS if importlib.util.find_spec(name)])
+    with attempt(fact="torch's attention"):
+        emit(fact="torch's attention", sdpa=attention_that_torch_chooses(torch.device("cuda")))
     with attempt(fact="ceilings"):
         from bench.measure import ceilings
         copy, product = ceilings()
         emit(fact="ceilings", copy_tb_per_s=copy / 1e12, product_tflops=product / 1e12)
+
+
+def attention_that_torch_chooses(device):
+    """The backend of F.scaled_dot_product_attention for BioMedLM's training, by torch's own private function."""
+    q_BHTK = torch.empty(8, 20, 1024, 128, dtype=torch.bfloat16, device=device, requires_grad=True)
+    choice = torch._fused_sdp_choice(q_BHTK, q_BHTK, q_BHTK, dropout_p=0.1, is_causal=True)
+    return torch.nn.attention.SDPBackend(choice).name
 
 
 def driver():
@@ -241,7 +250,8 @@ def model(device=None, shape=None, batch=4, variants=None):
                 decode_in_a_graph(new_model(shape, device).eval(), rows)
     for kernels, compiled, recompute in variants or [("torch", False, False), ("triton", False, False),
                                                      ("triton", True, False), ("triton", False, True),
-                                                     ("triton", True, True), ("torch", True, False)]:
+                                                     ("triton", True, True), ("sdpa", True, False),
+                                                     ("torch", True, False)]:
         name = kernels + ", compiled" * compiled + ", recomputed" * recompute
         with attempt(parity=name):
             gpt = new_model(shape, device, kernels, compiled, recompute)
@@ -271,7 +281,15 @@ def new_model(shape, device, kernels="torch", compiled=False, recompute=False):
 
 def attach_kernels(gpt, kernels, device):
     """gpt.use_kernels, and what it says. "triton" is refused where the assembler is too old to be trusted; then "auto",
-    which checks what it compiles, decides. UserError if that leaves torch's operators."""
+    which checks what it compiles, decides. UserError if that leaves torch's operators. "sdpa" is Triton's kernels but
+    for attention, the one for which the assembler matters."""
+    if kernels == "sdpa":
+        from kernels import require_triton
+        from kernels.transformer import with_attention
+        said = require_triton(device, gpt.cfg.head_width)
+        for module in (gpt, *gpt.h):
+            module.kernels = with_attention("sdpa")
+        return f"{said}; attention by torch's scaled_dot_product_attention"
     try:
         return gpt.use_kernels(kernels, device)
     except UserError:

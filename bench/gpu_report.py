@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the repositor
 from plumbing.common import written_whole
 
 # What ours must reach in training, on an H100 with 80 GB. The first is llm-foundry's record for this shape.
-TOKENS_PER_SECOND, OF_PRODUCT, OVER_TRANSFORMERS = 27_600, 0.60, 1.0
+TOKENS_PER_SECOND, OF_PRODUCT, OVER_TRANSFORMERS = 27_600, 0.60, {"eager": 1.15, "compiled": 1.0}
 
 
 # (title, what a record must have, columns)
@@ -33,7 +33,7 @@ TABLES = [
     ("Training: loss and gradient norm without dropout, from equal weights", ["train", "parity"],
      ["train", "micro_batch", "loss", "grad_norm"]),
     ("Training", ["train", "summary"],
-     ["train", "micro_batch", "tokens_per_second", "forward_backward_ms", "clip_ms", "adamw_ms", "of_product",
+     ["train", "way", "micro_batch", "tokens_per_second", "forward_backward_ms", "clip_ms", "adamw_ms", "of_product",
       "of_product_without_optimizer", "peak_gib", "kernels"]),
     ("Training: required", ["bar"], ["bar", "required", "measured", "met"]),
     ("Where the time goes", ["profile", "ms"], ["profile", "kernel", "calls", "ms"]),
@@ -76,7 +76,7 @@ def head(records):
         facts |= record
     lines = [f"# make gpu on {facts.get('card', 'an unknown GPU')}\n"]
     lines += [f"* {name}: {cell(facts[name])}" for name in
-              ("commit", "driver", "cuda", "torch", "triton", "transformers", "kernels", "copy_tb_per_s",
+              ("commit", "driver", "cuda", "torch", "triton", "transformers", "kernels", "sdpa", "copy_tb_per_s",
                "product_tflops") if name in facts]
     return "\n".join(lines) + "\n\n"
 
@@ -88,16 +88,21 @@ def failures(records):
 
 
 def bars(records):
-    """The bars for our loop with Triton: at its best micro-batch, and against transformers at the same one."""
-    summaries = having(records, ["train", "summary"])
-    ours = [s for s in summaries if s["train"] == "ours-triton"]
+    """The bars for our loop with Triton's kernels, with the attention that is faster: at its best micro-batch, and
+    against transformers at the same one."""
+    summaries = having(records, ["train", "summary", "way"])
+    ours = sorted((s for s in summaries if s["train"] in ("ours-triton", "ours-sdpa")),
+                  key=lambda s: s["tokens_per_second"])
     if not ours:
         return []
-    best = max(ours, key=lambda s: s["tokens_per_second"])
+    best = ours[-1]
     rows = [("tokens per second", TOKENS_PER_SECOND, best["tokens_per_second"]),
             ("share of a large product's rate", OF_PRODUCT, best["of_product"] or 0.0)]
-    rows += [("times compiled transformers", OVER_TRANSFORMERS, ours[0]["tokens_per_second"] / s["tokens_per_second"])
-             for s in summaries if s["train"] == "transformers"]
+    for theirs in summaries:
+        same_batch = [s for s in ours if s["micro_batch"] == theirs["micro_batch"]]
+        if theirs["train"] == "transformers" and same_batch:
+            rows.append((f"times {theirs['way']} transformers", OVER_TRANSFORMERS[theirs["way"]],
+                         same_batch[-1]["tokens_per_second"] / theirs["tokens_per_second"]))
     return [{"bar": bar, "required": bound, "measured": value, "met": value >= bound} for bar, bound, value in rows]
 
 

@@ -2,19 +2,24 @@
 
     python bench/gpu_speed.py decode                       # bench/sample.py: one token by sample.py and by transformers
     python bench/gpu_speed.py train ours-triton [16]       # a training step; the number is the micro-batch size, 8
+    python bench/gpu_speed.py train ours-fastest 16        # whichever of ours GPU_OUT/gpu.jsonl has as the fastest
     python bench/gpu_speed.py profile                      # the GPU's time by kernel, of a step and of a token
 
-Training contestants: ours-triton and ours-torch (model.py, compiled, with the two kinds of kernels), transformers
-(compiled) and plain (rivals.Plain, compiled). All have BioMedLM's shape, the first weights of seed 0 drawn on the GPU,
-the same tokens, bf16 autocast, four accumulated micro-batches per step, clipping and fused AdamW. Before it is timed,
-each computes one loss and gradient norm without dropout, which must agree. Nothing is written but lines.
+Training contestants: ours-triton, ours-sdpa (Triton's kernels, but torch's attention) and ours-torch (torch's
+operators), all of model.py; transformers; and plain (rivals.Plain). All are compiled. transformers is also timed before
+that, since compiling the whole of it may take longer than its stage. All have BioMedLM's shape, the first weights of
+seed 0 drawn on the GPU, the same tokens, bf16 autocast, four accumulated micro-batches per step, clipping and fused
+AdamW. Before it is timed, each computes one loss and gradient norm without dropout, which must agree. Nothing is
+written but lines.
 Not here: train.py's own loop on a CPU (bench/train.py), the kernels one by one (kernels.py).
 """
+import gc
 import os
 import statistics
 import sys
 import time
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
@@ -24,12 +29,13 @@ import torch
 
 from bench.gpu_checks import attach_kernels
 from bench.gpu_records import attempt, emit
+from bench.gpu_report import having, read_records
 from model import GPT, GPTConfig
 from plumbing.common import ROOT, UserError, speaking_to_the_user
 from plumbing.runtime import autocast, pick_device
 from training.parallel import clip_gradients
 
-CONTESTANTS = ("ours-triton", "ours-torch", "transformers", "plain")
+CONTESTANTS = ("ours-triton", "ours-sdpa", "ours-torch", "transformers", "plain")
 STEPS, PARTS = 5, 4             # timed steps, after one that compiles; micro-batches per step
 CLIP = 1.0
 
@@ -57,7 +63,8 @@ def decode():
 # ---- train -----------------------------------------------------------------------------------------------------------
 
 def train(name, micro_batch=8, device=None, shape=None, compiled=True):
-    """Emit the contestant's loss without dropout, a line per step, and a summary."""
+    """Emit the contestant's loss without dropout, and a line per step and a summary of each way to run it."""
+    name = fastest() if name == "ours-fastest" else name
     if name not in CONTESTANTS:
         raise UserError(f"{name}: the contestants are {', '.join(CONTESTANTS)}")
     micro_batch, device, shape = int(micro_batch), device or pick_device(), shape or GPTConfig()
@@ -71,11 +78,23 @@ def train(name, micro_batch=8, device=None, shape=None, compiled=True):
         what["kernels"] = kernels
         batches = random_batches(shape, PARTS, micro_batch, device)
         emit(**what, parity=True, **loss_without_dropout(model, loss_of, *(a[:2] for a in batches[0])))
-        if compiled:
-            for module in compilable:
-                module.compile()
-        steps = timed_steps(what, model, loss_of, batches, device)
-        summarize(what, steps, PARTS * micro_batch * shape.n_positions, shape, product, gpu)
+        for way in ("eager", "compiled") if name == "transformers" else ("compiled",):
+            with attempt(**what, way=way):
+                if way == "compiled" and compiled:
+                    for module in compilable:
+                        module.compile()
+                steps = timed_steps(what | {"way": way}, model, loss_of, batches, device)
+                summarize(what | {"way": way}, steps, PARTS * micro_batch * shape.n_positions, shape, product, gpu)
+            model.zero_grad(set_to_none=True)          # what a step that ran out of memory has left
+            gc.collect()
+
+
+def fastest():
+    """Of ours with Triton's kernels, the contestant that has trained the most tokens per second until now."""
+    out = Path(os.environ.get("GPU_OUT", ROOT / "results"))
+    records = having(read_records(out), ["train", "summary"]) if (out / "gpu.jsonl").is_file() else []
+    speeds = {record["train"]: record["tokens_per_second"] for record in records if record["train"] in CONTESTANTS[:2]}
+    return max(speeds, key=speeds.get, default=CONTESTANTS[0])
 
 
 def product_rate():
@@ -87,7 +106,7 @@ def product_rate():
 
 def contestant(name, shape, device):
     """(model, loss of (ids_BT, targets_BT), modules to compile, what its kernels are)."""
-    if name in ("ours-triton", "ours-torch"):
+    if name.startswith("ours-"):
         model = meta_model(shape).to_empty(device=device)
         kernels = attach_kernels(model, name.removeprefix("ours-"), device)
         loss_of, compilable, renamed = model, list(model.h), {}
@@ -223,23 +242,24 @@ def profile(rows=30):
 
         emit_profile("train, 4 layers", step, rows)
     with attempt(profile="token"), torch.inference_mode():
-        from sample import KVCache, next_logits
+        from sample import KVCache, next_logits, one_token
         model = contestant("ours-torch", GPTConfig(), device)[0].bfloat16().eval()
         cache = KVCache(model.cfg, 1, 200, model.ln_f.weight)
         ids_BT = torch.ones(1, 64, dtype=torch.int64, device=device)
         next_logits(model, cache, ids_BT)
-        emit_profile("token", lambda: next_logits(model, cache, ids_BT[:, :1]), rows)
+        emit_profile("token", partial(one_token(model, cache, True), ids_BT[:, :1]), rows)
 
 
 def emit_profile(name, call, rows):
-    """A line for each of the kernels that take the most time."""
+    """A line for each of the kernels that take the most time. (An operator's own row would count its kernels again.)"""
     for _ in range(2):
         call()
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as trace:
         call()
         torch.cuda.synchronize()
-    events = [event for event in trace.key_averages() if event.self_device_time_total]
+    events = [event for event in trace.key_averages()
+              if event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation]
     for event in sorted(events, key=lambda event: -event.self_device_time_total)[:rows]:
         emit(profile=name, kernel=event.key[:160], calls=event.count, ms=event.self_device_time_total / 1e3)
 

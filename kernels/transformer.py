@@ -26,7 +26,8 @@ from plumbing.common import UserError
 
 
 def sdpa(qkv_BT3C, n_head, scale, dropout_p=0.0):
-    """flash_attention's function by torch's kernels: cuDNN's on Hopper, FlashAttention-2's on an A100. No documents."""
+    """flash_attention's function by the kernel that torch chooses: on Hopper cuDNN's, if torch's build has a new enough
+    one, else FlashAttention-2's. No documents."""
     q_BHTK, k_BHTK, v_BHTK = qkv_BT3C.unflatten(2, (3, n_head, -1)).permute(2, 0, 3, 1, 4)
     K = q_BHTK.shape[3]
     q_BHTK = q_BHTK * (scale * K**0.5)                            # F's scale is a constant of the compiled block

@@ -1,6 +1,7 @@
 """`make gpu` on a CPU: stages that crash, hang or succeed each leave their lines; the checks see a wrong kernel."""
 import interpreter  # noqa: F401, I001  before anything that defines a kernel
 
+import contextlib
 import json
 import os
 import subprocess
@@ -18,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from bench import gpu, gpu_checks, gpu_records, gpu_speed
 from bench import kernels as timings
 from bench.gpu import GPU, Stage
-from bench.gpu_report import read_records, write_report
+from bench.gpu_report import bars, read_records, write_report
 from model import GPTConfig
 from plumbing import common
 from plumbing.common import UserError
@@ -183,17 +184,87 @@ def test_two_layers_agree_with_fp32_and_a_broken_one_does_not(found, monkeypatch
     assert found()[-1]["worst"] == "ln_f.bias" and not found()[-1]["right"]
 
 
-def test_the_training_contestants_start_alike_and_are_timed_by_phase(found):
+@pytest.fixture
+def short(monkeypatch):
+    """Training contestants take one step of one micro-batch beside the first."""
     torch.set_num_threads(1)
-    for name in ("ours-torch", "transformers", "plain"):
+    monkeypatch.setattr(gpu_speed, "STEPS", 1)
+    monkeypatch.setattr(gpu_speed, "PARTS", 1)
+
+
+def test_the_training_contestants_start_alike_and_are_timed_by_phase(found, short):
+    for name in ("ours-sdpa", "ours-torch", "transformers", "plain"):
         gpu_speed.train(name, 2, CPU, TINY, compiled=False)
     assert not any("failed" in record for record in found()), found()
     parity = [record for record in found() if "parity" in record]
     assert max(r["loss"] for r in parity) - min(r["loss"] for r in parity) < 1e-3
     assert max(r["grad_norm"] for r in parity) / min(r["grad_norm"] for r in parity) < 1.01
     summaries = [record for record in found() if "summary" in record]
-    assert len(summaries) == 3 and all(r["tokens_per_second"] > 0 and r["kernels"] for r in summaries)
+    assert [(r["train"], r["way"]) for r in summaries] == [
+        ("ours-sdpa", "compiled"), ("ours-torch", "compiled"), ("transformers", "eager"), ("transformers", "compiled"),
+        ("plain", "compiled")]
+    assert all(r["tokens_per_second"] > 0 and r["kernels"] for r in summaries)
+    assert "scaled_dot_product_attention" in summaries[0]["kernels"]
     assert {"forward_backward_ms", "clip_ms", "adamw_ms"} <= set(summaries[0])
+
+
+def test_a_step_that_runs_out_of_memory_leaves_the_compiled_one_to_be_timed(found, short, monkeypatch):
+    timed, tries = gpu_speed.timed_steps, []
+
+    def first_fails(*arguments):
+        tries.append(1)
+        if len(tries) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return timed(*arguments)
+
+    monkeypatch.setattr(gpu_speed, "timed_steps", first_fails)
+    gpu_speed.train("transformers", 2, CPU, TINY, compiled=False)
+    assert [(r["way"], "failed" in r) for r in found() if "failed" in r or "summary" in r] == [
+        ("eager", True), ("compiled", False)]
+
+
+def summary(train, tokens_per_second, way="compiled", micro_batch=8):
+    return {"train": train, "summary": True, "way": way, "micro_batch": micro_batch, "of_product": 0.5,
+            "tokens_per_second": tokens_per_second}
+
+
+def test_ours_is_judged_with_the_attention_that_is_faster(out):
+    records = [summary("ours-triton", 27_000.0), summary("ours-sdpa", 28_000.0), summary("ours-torch", 30_000.0),
+               summary("ours-sdpa", 29_000.0, micro_batch=16), summary("transformers", 25_000.0, "eager"),
+               summary("transformers", 30_000.0)]
+    judged = {record["bar"]: record for record in bars(records)}
+    assert judged["tokens per second"]["measured"] == 29_000 and judged["tokens per second"]["met"]
+    assert judged["times eager transformers"]["measured"] == 28 / 25 and not judged["times eager transformers"]["met"]
+    assert judged["times compiled transformers"]["measured"] == 28 / 30
+
+    assert gpu_speed.fastest() == "ours-triton", "nothing is measured yet"
+    out.mkdir()
+    for record in records[:3]:
+        gpu_records.append(out / "gpu.jsonl", record)
+    assert gpu_speed.fastest() == "ours-sdpa"
+
+
+def test_a_profile_has_the_kernels_and_not_the_operators_that_launch_them(found, monkeypatch):
+    def event(key, ms, device, annotation=False):
+        return SimpleNamespace(key=key, count=1, self_device_time_total=1e3 * ms, is_user_annotation=annotation,
+                               device_type=device)
+
+    kinds = torch.autograd.DeviceType
+    rows = [event("aten::mm", 2.0, kinds.CPU), event("gemm", 2.0, kinds.CUDA), event("norm", 3.0, kinds.CUDA),
+            event("a range of the program", 5.0, kinds.CUDA, annotation=True)]
+    monkeypatch.setattr(torch.profiler, "profile",
+                        lambda activities: contextlib.nullcontext(SimpleNamespace(key_averages=lambda: rows)))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    gpu_speed.emit_profile("token", lambda: None, 10)
+    assert [(r["kernel"], r["ms"]) for r in found()] == [("norm", 3.0), ("gemm", 2.0)]
+
+
+def test_the_kernels_stage_chooses_the_assembler_before_anything_is_compiled(monkeypatch):
+    calls = []
+    for name in ("require_gpu", "kernels_in_use", "ceilings", "time_attention", "time_others", "time_decoding"):
+        monkeypatch.setattr(timings, name, lambda *arguments, name=name: calls.append(name) or (1.0, 1.0))
+    timings.main()
+    assert calls[:2] == ["require_gpu", "kernels_in_use"] and len(calls) > 5
 
 
 def test_the_kernels_stage_calls_every_contestant_with_shapes_that_fit(found, monkeypatch):
