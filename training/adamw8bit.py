@@ -13,6 +13,8 @@ Why not torchao's AdamW8bit: checkpoint.py cannot save its state. Its step is co
 matrices here), or needs temporaries as large as the largest weight. The state here consists of plain tensors.
 For one process only, because fsdp already divides the moments. Dettmers et al. 2022 (arXiv 2110.02861).
 """
+import math
+
 import torch
 
 BLOCK = 256
@@ -41,7 +43,9 @@ class AdamW8bit(torch.optim.Optimizer):
                 state[moment] = torch.zeros(blocks * BLOCK, dtype=torch.uint8, device=p.device)
                 state[moment + "_scale"] = torch.zeros(blocks, device=p.device)
         state["step"] += 1
-        (beta1, beta2), step = group["betas"], state["step"].item()
+        beta1, beta2 = group["betas"]
+        # 1 - beta^step. Near 1, a difference would lose half of fp32's digits; an Apple GPU has no fp64.
+        correction1, correction2 = (-torch.expm1(state["step"] * math.log(beta)) for beta in group["betas"])
         weights, gradients = p.view(-1), p.grad.reshape(-1)
         for start in range(0, p.numel(), CHUNK):
             here = slice(start, start + CHUNK)
@@ -49,7 +53,7 @@ class AdamW8bit(torch.optim.Optimizer):
             m = self.moment(state, "exp_avg", here, len(g), signed=True).lerp_(g, 1 - beta1)
             v = self.moment(state, "exp_avg_sq", here, len(g), signed=False).lerp_(g * g, 1 - beta2)
             w *= 1 - group["lr"] * group["weight_decay"]
-            w -= group["lr"] / (1 - beta1**step) * m / ((v / (1 - beta2**step)).sqrt_() + group["eps"])
+            w -= group["lr"] / correction1 * m / ((v / correction2).sqrt_() + group["eps"])
             weights[here] = w if p.dtype == torch.float32 else randomly_rounded_to_bfloat16(w)
             for name, value, signed in (("exp_avg", m, True), ("exp_avg_sq", v, False)):
                 codes, scale = quantize(value, signed)
