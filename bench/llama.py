@@ -93,10 +93,10 @@ def main(cfg):
 
 
 def open_file(path, positions, cache="f16"):
-    """llama.cpp's model of a GGUF file, with the logits of every token."""
+    """llama.cpp's model of a GGUF file, with the logits of every token; one thread, since threads wait by spinning."""
     import llama_cpp
     return llama_cpp.Llama(str(path), n_ctx=positions, logits_all=True, verbose=False, type_k=CACHE_TYPES[cache],
-                           type_v=CACHE_TYPES[cache])
+                           type_v=CACHE_TYPES[cache], n_threads=1, n_threads_batch=1)
 
 
 def compare_tokens(theirs, tok, texts):
