@@ -222,6 +222,7 @@ def score(arm: str, seed: int, steps: int, sections: Path, out: Path = OUT):
                         sections / "sections_dev.jsonl", "--test", sections / "sections_test.jsonl", "--epochs", "5",
                         "--seeds", str(seed), "--out", report], check=True)
         result["sections"] = read_json(report / "report.json", "a report")["accuracy"]
+        target.parent.mkdir(exist_ok=True)
         write_json(target, result)
 
 
@@ -268,12 +269,12 @@ def broken_by_gpt2(out):
 # ---- Report ----
 
 
-def report(steps: int, out: Path = OUT):
+def report(steps: int, arms: tuple[str, ...] = ARMS, seeds: tuple[int, ...] = SEEDS, out: Path = OUT):
     """Means over seeds, and the differences to A2 with 95 % intervals (bootstrap over documents, pairs)."""
     result = {}
     for at in ("flops", "bytes"):
         scores = {arm: [read_json(out / f"scores/{arm}_{seed}_{ends(arm, seed, steps, out)[at]}.json", "scores")
-                        for seed in SEEDS] for arm in ARMS if at in ends(arm, 0, steps, out)}
+                        for seed in seeds] for arm in arms if at in ends(arm, 0, steps, out)}
         result[at] = {arm: line_of(parts, scores["A2"]) for arm, parts in scores.items()}
         for arm, line in result[at].items():
             print(at, arm, json.dumps(line))
