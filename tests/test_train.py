@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import NoFloat64, run_script, tiny_config
+from conftest import NoFloat64, needs_new_torch, run_script, tiny_config
 from launched import Launch, launched
 
 import train
@@ -80,7 +80,7 @@ def test_a_fresh_model_knows_nothing_and_a_trained_one_something(cfg):
     assert losses[0] == pytest.approx(math.log(301), abs=0.1) and losses[-1] < 3.5
 
 
-@pytest.mark.parametrize("parallel", ["none", "fsdp"])
+@pytest.mark.parametrize("parallel", ["none", pytest.param("fsdp", marks=needs_new_torch)])
 def test_a_step_leaves_nothing_behind(cfg, monkeypatch, parallel):
     """286,102 steps with the garbage collector off: what a step forgets to free would fill the memory."""
     with socket.socket() as free:

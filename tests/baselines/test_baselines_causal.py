@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import transformers
-from conftest import SENTENCES, tiny_model
+from conftest import SENTENCES, needs_new_torch, tiny_model
 from safetensors.torch import load_file, save_file
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
@@ -307,6 +307,7 @@ def test_shards_of_another_vocabulary_are_noticed(folders, tmp_path):
         train.main(settings(folders, "llama", tmp_path, data=str(folders["data neo"])))
 
 
+@needs_new_torch
 def test_the_preset_is_what_is_published_of_biomedgpt_and_its_plan_is_llama_2s():
     cfg = train.PRESETS["biomedgpt"]
     assert (cfg.epochs, cfg.batch_size, cfg.length, cfg.learning_rate) == (5, 192, 2048, 2e-5)

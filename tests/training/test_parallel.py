@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import ROOT, tiny_config
+from conftest import ROOT, needs_new_torch, tiny_config
 from launched import launched
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.torch_version import TorchVersion
@@ -149,6 +149,7 @@ def test_a_plan_is_refused_by_a_torch_whose_tracker_counts_what_is_not_there(mon
         step_memory(replace(train.PRESETS["biomedlm"], parallel="fsdp"), 128)
 
 
+@needs_new_torch
 def test_the_papers_run_fits_its_gpus_with_room():
     """The real step of one of 128 processes at full width, on tensors without memory. Each block adds the same, so
     three depths on a line give the number of all 32, which `train.py biomedlm --plan` counts in half a minute."""
