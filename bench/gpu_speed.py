@@ -2,7 +2,7 @@
 
     python bench/gpu_speed.py decode                       # bench/sample.py: one token by sample.py and by transformers
     python bench/gpu_speed.py train ours-triton [16]       # a training step; the number is the micro-batch size, 8
-    python bench/gpu_speed.py train ours-fastest 16        # whichever of ours GPU_OUT/gpu.jsonl has as the fastest
+    python bench/gpu_speed.py train ours-fastest 16        # the faster of ours-triton, ours-sdpa in GPU_OUT/gpu.jsonl
     python bench/gpu_speed.py profile                      # the GPU's time by kernel, of a step and of a token
 
 Training contestants: ours-triton, ours-sdpa (Triton's kernels, but torch's attention) and ours-torch (torch's
@@ -90,7 +90,7 @@ def train(name, micro_batch=8, device=None, shape=None, compiled=True):
 
 
 def fastest():
-    """Of ours with Triton's kernels, the contestant that has trained the most tokens per second until now."""
+    """The faster of ours-triton and ours-sdpa, by the records written so far; ours-triton if there are none."""
     out = Path(os.environ.get("GPU_OUT", ROOT / "results"))
     records = having(read_records(out), ["train", "summary"]) if (out / "gpu.jsonl").is_file() else []
     speeds = {record["train"]: record["tokens_per_second"] for record in records if record["train"] in CONTESTANTS[:2]}

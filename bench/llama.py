@@ -5,9 +5,10 @@
 
 Three comparisons: the tokens of --texts and of odd strings; the logits of every token of a few texts; and greedy text
 of 64 tokens. You should see equal tokens for every text. In f32 the logits differ by less than 1e-2 and the greedy
-texts are equal; f16 and q8_0 store rounded weights and differ more. Where a greedy text differs, the gap is how much
-larger the logit of our token was than that of theirs, by our model: rounding explains a gap of up to twice the largest
-difference. llama.cpp keeps keys and values in fp16 unless told otherwise, so f32 is measured with both.
+texts are equal; f16 and q8_0 store rounded weights and differ more. For two greedy texts that differ, the table gives
+the gap at their first different token: our model's logit of our token minus its logit of llama.cpp's token. Rounding
+can explain a gap of up to twice the largest difference of a logit. llama.cpp stores keys and values in fp16 by default,
+so f32 is measured with both.
 Not here: the export itself (prepare/export.py).
 """
 import platform
@@ -134,7 +135,8 @@ def compare_logits(theirs, gpt, texts):
 
 @torch.inference_mode()
 def compare_greedy(theirs, gpt, tok, prompt):
-    """None if both continue a prompt (a list of ids) alike; else our logit of our token less that of theirs."""
+    """None if both continue a prompt (a list of ids) with the same tokens. Otherwise the gap at the first different
+    token: our model's logit of our token minus its logit of llama.cpp's token."""
     ours, found = generate(gpt, prompt, NEW_TOKENS, eos_id=tok.eos_ids)[0], []
     for token in theirs.generate(prompt, temp=0.0):
         if token in tok.eos_ids or len(found) == NEW_TOKENS:

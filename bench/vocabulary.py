@@ -2,19 +2,19 @@
 
     python bench/vocabulary.py data --abstracts abstracts.jsonl.gz --gpt2 FOLDER       # vocab.json, merges.txt of GPT-2
     python bench/vocabulary.py train --arm A2 --seed 0 --rate 1e-3 --steps 244
-    python bench/vocabulary.py score --arm A2 --seed 0
-    python bench/vocabulary.py report
+    python bench/vocabulary.py score --arm A2 --seed 0 --steps 244 --sections FOLDER   # of prepare/qa.py sections
+    python bench/vocabulary.py report --steps 244
 
-The paper trained GPT-2 small twice on PubMed: with GPT-2's 50,257 tokens, and with 28,896 learned from PubMed. So its
-two vocabularies differ in size as well as in their text. Here are three arms:
+The paper trained GPT-2 small twice on PubMed: with GPT-2's 50,257 tokens, and with 28,896 learned from PubMed. Its two
+vocabularies differ both in size and in the text they were learned from. Three arms are compared here:
 
     A1    8,192 tokens learned from the training documents alone
     A2    the first 8,192 tokens of GPT-2: merges are ordered, so this is what GPT-2's would be at that size
     A3    GPT-2's 50,257
 
 All arms read the same documents in the same order, with the same shape, rate and seeds. The rate is constant after the
-warm-up, so that every step of a run is a fair end, and a run can be extended. They are compared where they have done
-equal arithmetic ("flops") and where they have read equal text ("bytes").
+warm-up, so that every step of a run is a fair end, and a run can be extended. The arms are compared after equal
+arithmetic ("flops") and after equal text ("bytes").
 results/vocabulary.md has the settings, which were written down before the first run, and the result.
 """
 import json
@@ -41,9 +41,10 @@ import tyro
 
 import train as pretraining
 from baselines import load
+from bench.evidence import first_lines
 from data import Corpus, read_meta
 from model import GPTConfig
-from plumbing.common import ROOT, read_json, speaking_to_the_user, write_json
+from plumbing.common import ROOT, read_json, read_json_lines, speaking_to_the_user, write_json, write_json_lines
 from plumbing.documents import texts_in
 from prepare.exclude import Excluded, read_excluded
 from tokenizer import Tokenizer
@@ -68,8 +69,8 @@ def data(abstracts: Path, gpt2: Path, exclude: tuple[Path, ...] = (), out: Path 
     held_out = [text for text in texts if crc32(text.encode()) % 1000 < 1000 * HELD_OUT]
     read = [text for text in texts if crc32(text.encode()) % 1000 >= 1000 * HELD_OUT]
     random.Random(0).shuffle(held_out)
-    write_lines(out / "held_out.jsonl", [{"text": text} for text in held_out[:SCORED]])
-    write_lines(out / "pairs.jsonl", pairs_of(held_out[SCORED:]))
+    write_json_lines(out / "held_out.jsonl", [{"text": text} for text in held_out[:SCORED]])
+    write_json_lines(out / "pairs.jsonl", pairs_of(held_out[SCORED:]))
 
     Tokenizer.train(read, SIZE).save(out / "A1")
     whole = Tokenizer.load(gpt2)
@@ -79,7 +80,7 @@ def data(abstracts: Path, gpt2: Path, exclude: tuple[Path, ...] = (), out: Path 
     for seed in SEEDS:
         random.Random(seed).shuffle(read)
         source = out / f"read_{seed}.jsonl"
-        write_lines(source, [{"text": text} for text in read])
+        write_json_lines(source, [{"text": text} for text in read])
         for arm in ARMS:
             subprocess.run([sys.executable, ROOT / "prepare/pubmed.py", "--inputs", source, "--tokenizer", out / arm,
                             "--val-fraction", "0.01", "--out", out / f"data/{arm}_{seed}"], check=True)
@@ -96,12 +97,8 @@ def allowed(texts, exclude):
     return [text for i, text in enumerate(texts) if i not in found]
 
 
-def write_lines(path, records):
-    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-
-
 def read_lines(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return read_json_lines(path, "text or pair", "`python bench/vocabulary.py data` writes it", dict)
 
 
 # ---- Pairs: a passage, and the same with a finding reversed or with another drug or disease ----
@@ -204,8 +201,7 @@ def ends(arm, seed, steps, out):
 
 def score(arm: str, seed: int, steps: int, sections: Path, out: Path = OUT):
     """Score an arm at each of its ends: held-out documents, pairs, and the task `sections`."""
-    few = out / "sections_train.jsonl"
-    few.write_text("".join((sections / "sections_train.jsonl").read_text().splitlines(True)[:1000]))
+    few = first_lines(sections / "sections_train.jsonl", 1000, out / "sections_train.jsonl")
     broken = broken_by_gpt2(out)
     for end in sorted(set(ends(arm, seed, steps, out).values())):
         folder, target = out / f"models/{arm}_{seed}_{end}", out / f"scores/{arm}_{seed}_{end}.json"

@@ -62,10 +62,13 @@ def files_in(inputs):
     for path in inputs:
         if not path.exists():
             raise UserError(f"{path}: no such file or folder; --inputs takes files of text, or folders of them")
-        inside = [p for p in sorted(path.rglob("*")) if p.is_file()] if path.is_dir() else []
-        readable = [p for p in inside if is_readable(p)] if path.is_dir() else [path]
-        others += len(inside) - len(readable) if inside else 0
-        files += readable
+        if path.is_dir():
+            inside = [p for p in sorted(path.rglob("*")) if p.is_file()]
+            readable = [p for p in inside if is_readable(p)]
+            others += len(inside) - len(readable)
+            files += readable
+        else:
+            files.append(path)
     return list(dict.fromkeys(files)), others
 
 

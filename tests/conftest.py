@@ -111,6 +111,13 @@ class NoFloat64(TorchDispatchMode):
         return out
 
 
+def tiny_folder(folder, tokenizer, **changes):
+    """Write a tiny model into `folder`, with the tokenizer of the folder `tokenizer`. Returns `folder`."""
+    tiny_model(**changes).save_pretrained(folder)
+    Tokenizer.load(tokenizer).save(folder)
+    return folder
+
+
 def run_script(*arguments, cwd=ROOT):
     """Run `python ARGUMENTS` as a user would; returns the finished process with its output as text."""
     return subprocess.run([sys.executable, *map(str, arguments)], cwd=cwd, capture_output=True, text=True,

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import NoFloat64, tiny_model
+from conftest import NoFloat64, tiny_folder, tiny_model
 from launched import launched
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -41,10 +41,7 @@ ALONE = World(0, 1, torch.device("cpu"))
 
 @pytest.fixture(scope="module")
 def folder(world, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    tiny_model(n_positions=64).save_pretrained(folder)
-    Tokenizer.load(world).save(folder)
-    return folder
+    return tiny_folder(tmp_path_factory.mktemp("model"), world, n_positions=64)
 
 
 @pytest.fixture
@@ -377,7 +374,7 @@ def test_the_kept_model_predicts_what_the_run_predicted(cfg, tmp_path, capsys, h
 
 
 class Wandb(ModuleType):
-    """Stands in for the package: remembers each run's settings and what is logged to it."""
+    """A stand-in for the wandb package. It records each run's settings and the values logged to it."""
 
     def __init__(self):
         super().__init__("wandb")

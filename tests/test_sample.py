@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 import transformers
-from conftest import NoFloat64, run_script, tiny_model
+from conftest import NoFloat64, run_script, tiny_folder, tiny_model
 
 import sample
 from model import GPT
@@ -23,10 +23,7 @@ WARM = Sampling(temperature=1.0)
 
 @pytest.fixture(scope="module")
 def folder(world, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    tiny_model(n_positions=96).save_pretrained(folder)
-    Tokenizer.load(world).save(folder)
-    return folder
+    return tiny_folder(tmp_path_factory.mktemp("model"), world, n_positions=96)
 
 
 def draw(logits_V, n=20_000, temperature=1.0, top_k=0, top_p=1.0):

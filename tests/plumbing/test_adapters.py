@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import tiny_folder, tiny_model
 from safetensors.torch import load_file, save_file
 
 import baselines
@@ -33,10 +33,7 @@ ALL = ["c_attn", "c_proj", "c_fc"]
 
 @pytest.fixture(scope="module")
 def base(world, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("base")
-    tiny_model(n_positions=64).save_pretrained(folder)
-    Tokenizer.load(world).save(folder)
-    return folder
+    return tiny_folder(tmp_path_factory.mktemp("base"), world, n_positions=64)
 
 
 def resized(base, kind=transformers.GPT2LMHeadModel, **settings):
