@@ -20,6 +20,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 
+# A path from the command line that cannot be read or written, wherever a script finds out.
+PATH_ERRORS = (errno.EACCES, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EROFS, errno.ENAMETOOLONG)
+
+
 class UserError(ValueError):
     """Input that the user can mend: the message says which file, what is wrong, what to do. Exit code 2."""
 
@@ -81,6 +85,9 @@ def speaking_to_the_user():
         print(f"interrupted; {interrupt}" if interrupt.args else "interrupted", file=sys.stderr)
         sys.exit(130)
     except OSError as error:
+        if error.filename and error.errno in PATH_ERRORS:
+            print(f"error: {error.filename2 or error.filename}: {error.strerror}; name another", file=sys.stderr)
+            sys.exit(2)
         if error.errno not in (errno.EPIPE, errno.ENOSPC, errno.EDQUOT):
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())     # Python writes the rest when it ends
