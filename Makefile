@@ -33,10 +33,10 @@ bench: .venv/ready
 gpu: $(if $(filter .venv/%,$(PY)),.venv/ready)
 	$(PY) bench/gpu.py
 
-# Hours: a small model on real abstracts against its untrained twin. ABSTRACTS is a file of structured abstracts, TEXTS
-# the files to pretrain on
+# Hours: a small model on real text against its untrained twin. ABSTRACTS is a file of structured abstracts, TEXTS the files
+# to pretrain on, RIVAL the folder of a pretrained encoder (optional); the questions are those of data/qa
 evidence: .venv/ready
-	$(PY) bench/evidence.py --abstracts $(ABSTRACTS) --texts $(TEXTS)
+	$(PY) bench/evidence.py --abstracts $(ABSTRACTS) --texts $(TEXTS) $(if $(RIVAL),--rival $(RIVAL))
 
 clean:
 	rm -rf .venv out data .pytest_cache .ruff_cache
