@@ -98,19 +98,18 @@ PRESETS = {
                              weight_decay=0.0),
 }
 
-DECODING_RANGES = {
-    "max_new_tokens": (1, None), "temperature": (0, None), "top_k": (0, None), "top_p": (0, 1), "beams": (1, None),
-    "no_repeat_ngram": (0, None), "min_new_tokens": (0, None), "max_source": (1, None), "max_target": (1, None),
-    "stride": (1, None), "decode_batch": (1, None)}
+FROM_1 = ("max_new_tokens", "beams", "max_source", "max_target", "stride", "decode_batch")
+RANGES = {"top_p": (0, 1), "length_penalty": (-100, 100)}
 
 
 def main(cfg):
     """Run the command that cfg belongs to, and return the report (or the answer)."""
     if isinstance(cfg, FinetuneSpan):
         return finetune_spans(cfg)
-    check(cfg)
     if isinstance(cfg, Answer):
+        check_ranges(cfg, FROM_1, **RANGES)
         return answer(cfg)
+    finetuning.check(cfg, *FROM_1, **RANGES)
     with finetuning.processes_of(cfg) as (cfg, world):
         return finetune_and_report(cfg, world)
 
@@ -267,6 +266,8 @@ def decode(cfg, gpt, tok, sources):
 
 def answer(cfg):
     """Print the answer to one prompt."""
+    if not cfg.prompt.strip():
+        raise UserError("--prompt is empty; give a question")
     device = pick_device(cfg.device)
     gpt, tok = load(cfg.model, getattr(torch, inference_dtype(cfg.dtype, device)), device)
     if START not in tok.specials:
@@ -276,14 +277,6 @@ def answer(cfg):
     texts = [tok.decode(found[0]).strip() for found in decode(cfg, gpt, tok, sources)]
     print(text := next(filter(None, texts), ""))        # of the first window of the context that gives an answer
     return text
-
-
-def check(cfg):
-    check_ranges(cfg, DECODING_RANGES)
-    if isinstance(cfg, FinetuneAnswers):
-        check_ranges(cfg, finetuning.RANGES | {"select_every": (0, None), "max_dev": (0, None), "max_test": (0, None)})
-    if isinstance(cfg, Answer) and not cfg.prompt.strip():
-        raise UserError("--prompt is empty; give a question")
 
 
 def with_file(words):

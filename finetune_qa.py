@@ -33,7 +33,7 @@ import torch.nn.functional as F
 import tyro
 
 from baselines import load
-from plumbing.common import check_ranges, free, parse_args, say_next, speaking_to_the_user, write_json
+from plumbing.common import free, parse_args, say_next, speaking_to_the_user, write_json
 from questions.ask import HEAD, Ask, ask
 from questions.format import read_questions, read_test
 from questions.heads import Classifier, labels_of, predict, reader_for
@@ -109,7 +109,7 @@ def main(cfg):
         return zero_shot(cfg)
     if isinstance(cfg, Ask):
         return ask(cfg)
-    check(cfg)
+    finetuning.check(cfg, "max_length")
     if cfg.plan:
         from launch.plan_qa import print_plan
         return print_plan(cfg)
@@ -213,11 +213,6 @@ def score_file(cfg):
     if cfg.out:
         write_json(cfg.out, report)
     return report
-
-
-def check(cfg):
-    check_ranges(cfg, finetuning.RANGES | {"max_length": (1, None)})
-    finetuning.check_seeds(cfg.seeds)
 
 
 if __name__ == "__main__":

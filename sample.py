@@ -191,15 +191,9 @@ def main(cfg):
 
 
 def check(cfg):
-    check_ranges(cfg, {
-        "temperature": (0, None),               # 0 is greedy
-        "top_k": (0, None),                     # 0 keeps all
-        "top_p": (1e-6, 1),                     # 1 keeps all
-        "repetition_penalty": (1e-3, None),     # 1 changes nothing
-        "max_new_tokens": (1, None),
-        "num_samples": (1, 2**16),
-        # TRAP: torch's CPU generator reads 32 bits of a seed, so that seed 2^32 would draw what seed 0 draws.
-        "seed": (0, 2**32 - cfg.num_samples)})
+    # TRAP: torch's CPU generator reads 32 bits of a seed, so that seed 2^32 would draw what seed 0 draws.
+    check_ranges(cfg, ["max_new_tokens"], top_p=(1e-6, 1), repetition_penalty=(1e-3, 1e3), num_samples=(1, 2**16),
+                 seed=(0, 2**32 - cfg.num_samples))
     if (cfg.prompt is not None) + (cfg.file is not None) + cfg.interactive != 1:
         raise UserError("give exactly one of --prompt, --file and --interactive")
 

@@ -19,11 +19,10 @@ Bolton et al. 2024 (arXiv 2403.18421), section 3 and tables 5 and 6; "our choice
 """
 import plumbing.interrupt  # noqa: F401, I001  first, for Ctrl-C during the imports
 import gc
-import json
 import math
 import time
 import zlib
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -103,15 +102,6 @@ class Train:
         return self.window or self.model.n_positions
 
 
-ABOVE_0 = (1, None)          # ranges of settings: lowest and highest, None for no limit
-FROM_0 = (0, None)
-RANGES = {
-    "window": FROM_0, "steps": FROM_0, "epochs": FROM_0, "batch_size": ABOVE_0, "micro_batch_size": ABOVE_0,
-    "learning_rate": FROM_0, "final_learning_rate": FROM_0, "warmup_steps": FROM_0, "weight_decay": FROM_0,
-    "beta1": (0, 1), "beta2": (0, 1), "grad_clip": FROM_0, "skip_outliers": FROM_0, "shard": FROM_0,
-    "recompute_every": FROM_0, "eval_every": ABOVE_0, "eval_windows": ABOVE_0, "checkpoint_every": FROM_0,
-    "keep_checkpoints": ABOVE_0, "max_skipped": FROM_0}
-
 PRESETS = {
     "biomedlm": Train(),
     # BioMedGPT-LM-7B (arXiv 2308.09442): Llama 2 on 5.5 million papers of PubMed Central. Published: the first weights,
@@ -160,8 +150,12 @@ def train(cfg, world):
     losses, skipped, last_evaluation = [], 0, {}
     with the_only_run(cfg.out, world), stop_on_signals() as signals, collecting_by_hand():
         # ---- Resume ----
-        checkpoints, outliers = Checkpoints(cfg.out, world, cfg.keep_checkpoints), Outliers(cfg.skip_outliers)
-        first = resume(cfg, corpus, checkpoints, model, optimizer, outliers)
+        if cfg.restart:
+            set_aside(cfg.out, world, "checkpoints", "log.jsonl", "tensorboard")
+        checkpoints = Checkpoints(cfg.out, world, cfg.keep_checkpoints)
+        fixed = fixed_settings(cfg) | {"corpus checksum": corpus.fingerprint()}
+        first, saved = checkpoints.load(model, optimizer, fixed, cfg.steps)
+        outliers = Outliers(cfg.skip_outliers, saved.get("recent_steps", []))
         monitor = Monitor(cfg, world, first)
         monitor.introduce(corpus, val, model, kernels)
 
@@ -203,7 +197,7 @@ def train(cfg, world):
             # ---- Save, but not while steps are skipped: broken weights must not push out the last good checkpoint ----
             due = stop or (cfg.checkpoint_every and done % cfg.checkpoint_every == 0)
             if done == cfg.steps or (due and not skipped):
-                settings = asdict(cfg) | {"corpus": corpus.fingerprint(), "recent_steps": list(outliers.values)}
+                settings = fixed | {"recent_steps": list(outliers.values)}
                 checkpoints.save(done, model, optimizer, settings, last_evaluation)
             if stop and done < cfg.steps:
                 checkpoints.finish()
@@ -286,7 +280,8 @@ def evaluate(model, val, cfg, world):
 
 def check(cfg):
     cfg.model.check()
-    check_ranges(cfg, RANGES)
+    check_ranges(cfg, ("batch_size", "micro_batch_size", "eval_every", "eval_windows", "keep_checkpoints"),
+                 beta1=(0, 1), beta2=(0, 1))
     if not cfg.steps and not cfg.epochs:
         raise UserError("--steps is 0 and so is --epochs; one of them says when to stop")
 
@@ -352,29 +347,6 @@ def build(cfg, world, network, tensors):
     set_weights(model, matched(model, tensors, cfg.init_from) if cfg.init_from else
                 model.initial_weights(cfg.seed, world.device))
     return model
-
-
-# ---- Resuming and saving ----
-
-
-def resume(cfg, corpus, checkpoints, model, optimizer, outliers):
-    """Fill model and optimizer from OUT's newest checkpoint, if there is one; returns the number of its steps."""
-    if cfg.restart:
-        set_aside(cfg.out, checkpoints.world, "checkpoints", "log.jsonl", "tensorboard")
-
-    def accept(folder, saved):
-        now = fixed_settings(cfg) | {"corpus": corpus.fingerprint()}
-        known = {"corpus": now["corpus"], "skip_outliers": 0.0} | saved            # older runs did not write these
-        for name, value in now.items():
-            if json.dumps(known.get(name)) != json.dumps(value):
-                what = f"{name} = {known.get(name)}, now it is {value}" if name != "corpus" else "another corpus"
-                raise UserError(f"{folder}: made with {what}; use the same, another --out, or --restart to discard it")
-        if int(folder.name) > cfg.steps:
-            raise UserError(f"{folder}: has already more than --steps {cfg.steps}; use another --out, or --restart")
-        outliers.values.clear()              # a damaged checkpoint may have been accepted before
-        outliers.values.extend(saved.get("recent_steps", []))
-
-    return checkpoints.load(model, optimizer, accept, cfg.steps)
 
 
 def save_model(cfg, world, model, network, last_evaluation):

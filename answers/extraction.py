@@ -27,7 +27,7 @@ from answers.report import shown, span_scores
 from answers.scores import best_threshold, squad2_scores
 from answers.spans import SPAN, SpanModel, SpanReader, best_spans, read_off, read_squad, span_loss
 from baselines import load
-from plumbing.common import UserError, check_ranges, free, say_next
+from plumbing.common import UserError, free, say_next
 from plumbing.huggingface import find_folder, read_tensors
 from training import finetuning
 from training.trainable import choose_weights
@@ -58,14 +58,9 @@ class FinetuneSpan(finetuning.Finetuning):
     select_every: int = 0                    # steps between two evaluations on dev; 0 is after each epoch
 
 
-SPAN_RANGES = {"select_every": (0, None), "max_length": (1, None), "stride": (1, None), "max_question": (1, None),
-               "max_answer": (1, None), "n_best": (1, None)}
-
-
 def finetune_spans(cfg):
     """Fine-tune on the processes that torchrun started, and return the report."""
-    check_ranges(cfg, finetuning.RANGES | SPAN_RANGES)
-    finetuning.check_seeds(cfg.seeds)
+    finetuning.check(cfg, "max_length", "stride", "max_question", "max_answer", "n_best")
     with finetuning.processes_of(cfg) as (cfg, world):
         return finetune_all(cfg, world)
 

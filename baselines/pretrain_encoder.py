@@ -40,14 +40,11 @@ from plumbing.common import (  # noqa: E402
     written_whole,
 )
 from plumbing.runtime import Device, autocast, matrix_dtype, pick_device, stop_on_signals  # noqa: E402
-from training.checkpoint import Checkpoints  # noqa: E402
+from training.checkpoint import Checkpoints, set_aside  # noqa: E402
 from training.monitor import forget_steps  # noqa: E402
 from training.parallel import World  # noqa: E402
 
 NEW_TOKENS = ("[CLS]", "[SEP]", "[MASK]", "[PAD]")
-RANGES = {"steps": (1, None), "batch_size": (1, None), "micro_batch_size": (1, None), "learning_rate": (0, None),
-          "final_learning_rate": (0, None), "warmup_steps": (0, None), "weight_decay": (0, None),
-          "eval_every": (1, None), "eval_windows": (1, None), "checkpoint_every": (1, None)}
 
 
 @dataclass(frozen=True)
@@ -72,11 +69,12 @@ class PretrainEncoder:
     eval_every: int = free(100)          # steps
     eval_windows: int = free(128)        # windows of the validation split, always with the same masks
     checkpoint_every: int = free(100)
+    restart: bool = free(False)          # discard an earlier run's checkpoints in --out
 
 
 def main(cfg):
     """Pretrain. Returns the loss of each step of this call."""
-    check_ranges(cfg, RANGES)
+    check_ranges(cfg, ("steps", "batch_size", "micro_batch_size", "eval_every", "eval_windows", "checkpoint_every"))
     if cfg.batch_size % cfg.micro_batch_size or not 0 < cfg.masked < 1 or cfg.model.n_positions < 3:
         raise UserError("--batch-size must be a multiple of --micro-batch-size, --masked between 0 and 1, and "
                         "--model.n-positions 3 or more")
@@ -104,8 +102,10 @@ def main(cfg):
 
 
 def train(cfg, world, model, optimizer, tok, corpus, val):
+    if cfg.restart:
+        set_aside(cfg.out, world, "checkpoints", "log.jsonl")
     checkpoints, losses = Checkpoints(cfg.out, world, keep=1), []
-    first = checkpoints.load(model, optimizer, lambda folder, saved: accept(cfg, folder, saved), cfg.steps)
+    first, _ = checkpoints.load(model, optimizer, fixed_settings(cfg), cfg.steps)
     Path(cfg.out).mkdir(parents=True, exist_ok=True)
     forget_steps(Path(cfg.out) / "log.jsonl", first)
     log = open(Path(cfg.out) / "log.jsonl", "a", encoding="utf-8")
@@ -140,12 +140,6 @@ def train(cfg, world, model, optimizer, tok, corpus, val):
                 raise KeyboardInterrupt(f"saved after step {step}; the same command resumes from there")
     checkpoints.finish()
     return losses
-
-
-def accept(cfg, folder, saved):
-    for name, now in json.loads(json.dumps(fixed_settings(cfg))).items():
-        if saved.get(name) != now:
-            raise UserError(f"{folder}: made with {name} = {saved.get(name)}, now it is {now}; use another --out")
 
 
 def learning_rate(step, cfg):

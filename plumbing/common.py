@@ -57,14 +57,17 @@ def fixed_settings(cfg):
     return {f.name: values[f.name] for f in fields(cfg) if not f.metadata.get("free")}
 
 
-def check_ranges(cfg, ranges):
-    """UserError for a setting outside its range. ranges: name -> (lowest, highest), both allowed; None is no limit."""
-    for name, (low, high) in ranges.items():
-        value = getattr(cfg, name)
+def check_ranges(cfg, from_1=(), **ranges):
+    """UserError for a number that is not finite or out of its range: at least 0, at least 1 for the names in `from_1`,
+    and for the names in `ranges` from its first to its second value, both allowed."""
+    for name, value in vars(cfg).items():
+        if type(value) not in (int, float):
+            continue
+        low, high = ranges.get(name, (int(name in from_1), math.inf))
         if not math.isfinite(value):
             raise UserError(f"--{name.replace('_', '-')} is {value}; it must be a finite number")
-        if (low is not None and not value >= low) or (high is not None and not value <= high):
-            allowed = f"at least {low}" if high is None else f"at most {high}" if low is None else f"{low} to {high}"
+        if not low <= value <= high:
+            allowed = f"at least {low}" if high == math.inf else f"{low} to {high}"
             raise UserError(f"--{name.replace('_', '-')} is {value}; it must be {allowed}")
 
 

@@ -277,8 +277,7 @@ def write_corpus(folder, documents, tok, cfg):
 
 
 def check(cfg):
-    check_ranges(cfg, {"vocab_size": (257, 1 << 16), "documents_per_entity": (1, None), "val_percent": (0.1, 99),
-                       "questions_per_fact": (1, None)})
+    check_ranges(cfg, ("documents_per_entity", "questions_per_fact"), vocab_size=(257, 1 << 16), val_percent=(0.1, 99))
     out = Path(cfg.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         made = out / "meta.json"

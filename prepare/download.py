@@ -58,7 +58,7 @@ class Missing(Exception):
 
 def download(cfg):
     """Fetch the missing files. Returns the names of all files; UserError if some could not be fetched."""
-    check_ranges(cfg, {"first": (0, None), "files": (0, None)})
+    check_ranges(cfg)
     if not cfg.url.startswith(("http://", "https://")):
         raise UserError(f"--url {cfg.url}: not an address that begins with https:// or http://")
     if cfg.out.exists() and not cfg.out.is_dir():

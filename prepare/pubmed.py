@@ -237,7 +237,7 @@ def check(cfg, tok):
     if len(tok) > 1 << 16:
         raise UserError(f"{cfg.tokenizer}: {len(tok):,} tokens, but the shards' uint16 has room for 65,536; use a "
                         "smaller vocabulary")
-    check_ranges(cfg, {"val_fraction": (0, 1), "shard_tokens": (1, None), "processes": (0, None)})
+    check_ranges(cfg, ["shard_tokens"], val_fraction=(0, 1))
     out = Path(cfg.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         if not cfg.overwrite:

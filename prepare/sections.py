@@ -160,7 +160,7 @@ def read_abstracts(path):
 
 def make_sections(cfg):
     """Write the four files. Returns {split: questions}."""
-    check_ranges(cfg, {"test_documents": (1, None), "dev_documents": (1, None), "train_documents": (1, None)})
+    check_ranges(cfg, ("test_documents", "dev_documents", "train_documents"))
     if cfg.out.exists() and not cfg.out.is_dir():
         raise UserError(f"{cfg.out}: OUT must be a folder")
     sizes = {split: getattr(cfg, f"{split}_documents") for split in SPLITS}

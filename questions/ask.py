@@ -45,7 +45,7 @@ class Ask:
 
 def ask(cfg):
     """Print or write the answers. Returns the scores of each question's options."""
-    check_ranges(cfg, {"batch_size": (1, None)})
+    check_ranges(cfg, ["batch_size"])
     if bool(cfg.question) + bool(cfg.file) + cfg.interactive != 1:
         raise UserError("give one of --question, --file and --interactive")
     answerer = Answerer(cfg)

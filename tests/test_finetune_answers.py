@@ -197,7 +197,7 @@ def test_an_interrupted_run_goes_on_to_the_result_of_an_undisturbed_one(cfg, tmp
     monkeypatch.setattr(finetuning, "learning_rate", stopped)
     with pytest.raises(KeyboardInterrupt, match="saved seed 0 after step 2"):
         finetune_answers.main(cfg)
-    with pytest.raises(UserError, match="an interrupted run with learning_rate"):
+    with pytest.raises(UserError, match="made with learning_rate"):
         finetune_answers.main(replace(cfg, learning_rate=1.0))
     resumed = finetune_answers.main(cfg)
     assert calls[3] == 3 and resumed["model"] == undisturbed["model"] and resumed["best"] == undisturbed["best"]

@@ -350,7 +350,7 @@ def test_another_corpus_does_not_resume_silently(cfg, whole, world, tmp_path):
     moved = replace(cfg, data=str(tmp_path / "data"), steps=11)
     assert len(train.main(moved)) == 1                                # the same text in another folder
     write_shard(tmp_path / "data" / "train_000001.bin", np.zeros(100, np.uint16))
-    with pytest.raises(UserError, match="another corpus"):
+    with pytest.raises(UserError, match="made with corpus checksum"):
         train.main(replace(moved, steps=12))
 
 

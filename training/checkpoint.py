@@ -6,6 +6,7 @@ last. Data and dropout are functions of (seed, step), so nothing else has to be 
 number of processes.
 Not here: models for others to read; those are Hugging Face folders (plumbing/huggingface.py).
 """
+import json
 import math
 import os
 import shutil
@@ -95,6 +96,16 @@ def write_origin(folder, cfg, meta, evaluation):
     write_model_card(folder, {"Training": training, "Text": meta.get("train"), "On held-out text": evaluation})
 
 
+def check_same_run(folder, saved, fixed, steps):
+    """UserError if a checkpoint is of another run. Settings that an older version did not save are not compared."""
+    for name, now in json.loads(json.dumps(fixed)).items():
+        if saved.get(name, now) != now:
+            raise UserError(f"{folder}: made with {name} = {saved[name]}, now it is {now}; use the same, another "
+                            "--out, or --restart to discard it")
+    if int(folder.name) > steps:
+        raise UserError(f"{folder}: has already more than {steps} steps; use another --out, or --restart")
+
+
 class Checkpoints:
     """The checkpoints of one run. All processes call the same methods in the same order."""
 
@@ -132,18 +143,18 @@ class Checkpoints:
                 shutil.rmtree(old)
             shutil.rmtree(self.out / "discarded", ignore_errors=True)
 
-    def load(self, model, optimizer, accept, steps):
-        """Fill model and optimizer from the newest checkpoint that can be read; returns the number of its steps, and
-        says how many of the run's `steps` are left.
+    def load(self, model, optimizer, fixed, steps):
+        """Fill model and optimizer from the newest checkpoint that can be read. Returns the number of its steps and its
+        settings, (0, {}) without a checkpoint; says how many of the run's `steps` are left.
 
-        accept(folder, settings) raises UserError if the checkpoint is of another run.
+        fixed: the settings that must not have changed; else the checkpoint is of another run, a UserError.
         """
         found = self.agreed_checkpoints()
         for folder in reversed(found):
             saved = self.settings_of(folder)
             if saved is None:
                 continue
-            accept(folder, saved)
+            check_same_run(folder, saved, fixed, steps)
 
             weights, moments = get_state_dict(model, optimizer)
             state = {"model": weights, "optimizer": moments}
@@ -160,11 +171,11 @@ class Checkpoints:
             time_left = timedelta(seconds=round(left * saved.get("seconds_per_step", 0)))
             self.say(f"resuming after {self.first} steps from {folder}, saved {saved_at}; {left:,} steps are left"
                      + (f", about {time_left} h at the speed before" if time_left else ""))
-            return self.first
+            return self.first, saved
 
         if found:
             raise UserError(f"{self.out}/checkpoints: none of {len(found)} can be read; --restart begins anew")
-        return 0
+        return 0, {}
 
     def settings_of(self, folder):
         """settings.json of a checkpoint; None, and a line for the user, if it is damaged."""

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from plumbing import adapters
 from plumbing.common import (
     UserError,
+    check_ranges,
     fixed_settings,
     free,
     git_commit,
@@ -65,16 +66,14 @@ class Finetuning:
     wandb: bool = free(False)                # also log to Weights & Biases
 
 
-# For check_ranges, together with the ranges of a script's own settings. check_weights checks the other settings.
-# epochs: the smallest value means one step.
-RANGES = {"epochs": (1e-6, None), "batch_size": (1, None), "micro_batch_size": (1, None), "learning_rate": (0, None),
-          "warmup_ratio": (0, 1), "weight_decay": (0, None), "grad_clip": (0, None),
-          "checkpoint_every": (0, None)}
-
-
-def check_seeds(seeds):
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise UserError("--seeds must name at least one seed, and none twice")
+def check(cfg, *from_1, **ranges):
+    """UserError for numbers out of range; from_1 and ranges: of a script's own settings, as check_ranges has them."""
+    one_step = 1e-6
+    check_ranges(cfg, ("batch_size", "micro_batch_size", *from_1), epochs=(one_step, math.inf), warmup_ratio=(0, 1),
+                 **ranges)
+    seeds = getattr(cfg, "seeds", (0,))
+    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise UserError("--seeds must name at least one seed from 0 on, and none twice")
 
 
 @contextmanager
@@ -106,7 +105,8 @@ def fine_tune(cfg, world, seed, folder, model, n_train, loss_of, evaluate, fixed
     epoch_steps = -(-n_train // cfg.batch_size)
     steps = math.ceil(cfg.epochs * epoch_steps)
     checkpoints = Checkpoints(folder, world, keep=1)
-    first, log, best = resume(checkpoints, model, optimizer, fixed, steps)
+    first, saved = checkpoints.load(model, optimizer, fixed, steps)
+    log, best = saved.get("log", []), saved.get("best", {})
     bar = tqdm(total=steps, initial=first, unit="step", desc=f"seed {seed}", disable=None if world.rank == 0 else True)
 
     with closing(Boards(cfg, world, first, f"seed{seed}")) as boards, stop_on_signals() as signals:
@@ -141,7 +141,7 @@ def fine_tune(cfg, world, seed, folder, model, n_train, loss_of, evaluate, fixed
             boards.write(**log[-1])
             bar.update()
             if (step + 1) % (cfg.checkpoint_every or epoch_steps) == 0 or stop or last:
-                checkpoints.save(step + 1, model, optimizer, {"settings": fixed, "log": log, "best": best})
+                checkpoints.save(step + 1, model, optimizer, fixed | {"log": log, "best": best})
             if stop and not last:
                 checkpoints.finish()
                 raise KeyboardInterrupt(f"saved seed {seed} after step {step}; the same command resumes from there")
@@ -252,22 +252,6 @@ def prepare_out(cfg, world, checkpoints):
 def seed_folder(cfg, seed):
     """Where a script that fine-tunes once for each seed keeps this seed's checkpoint and best model."""
     return Path(cfg.out) / "seeds" / str(seed)
-
-
-def resume(checkpoints, model, optimizer, fixed, steps):
-    """Load model and optimizer from the newest checkpoint, if there is one. Returns (first step to take, log, best)."""
-    state = {"log": [], "best": {}}
-
-    def accept(folder, saved):
-        was = {"save_adapter": False} | saved["settings"]            # older runs did not write this
-        if changed := [name for name, now in fixed.items() if was.get(name) != now]:
-            name = changed[0]
-            raise UserError(f"{folder}: an interrupted run with {name} = {was.get(name)}, now it is {fixed[name]}; use "
-                            "the old value, another --out, or --restart to discard that run")
-        state.update(log=saved["log"], best=saved["best"])
-
-    first = checkpoints.load(model, optimizer, accept, steps)
-    return first, state["log"], state["best"]
 
 
 def save_model(model, tok, folder, cfg, world, about=None):

@@ -117,8 +117,8 @@ class Outliers:
     """Steps whose loss or gradient norm is far above the last 128. `values` is saved with each checkpoint."""
     WINDOW = 128
 
-    def __init__(self, sigmas):
-        self.sigmas, self.values = sigmas, deque(maxlen=self.WINDOW)
+    def __init__(self, sigmas, values=()):
+        self.sigmas, self.values = sigmas, deque(values, maxlen=self.WINDOW)
 
     def reject(self, loss, grad_norm):
         """True if the step should be skipped; otherwise the step joins the ones that later steps are compared with."""
