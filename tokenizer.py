@@ -3,6 +3,7 @@
     python tokenizer.py train --inputs abstracts.jsonl.gz --vocab-size 28896 --out data/tokenizer
     python tokenizer.py count --inputs shard0.jsonl.zst --out shard0.counts.json    # one process per shard, then
     python tokenizer.py train --inputs *.counts.json --vocab-size 28896 --out data/tokenizer
+    python tokenizer.py compare --tokenizers data/tokenizer gpt2/ --text "Photosynthesis in chloroplasts"
 
 GPT-2's vocabulary was learned from web pages and cuts "cytotoxicity" into cyt/ot/oxicity. Learned from abstracts it is
 one token: more text fits into the context, and the model need not learn to spell first. Learning takes four steps:
@@ -17,15 +18,13 @@ of two characters, merging is str.replace, and the list of ids is what str.encod
 
 The merges and ids equal those of Hugging Face's tokenizers, entry for entry; results/tokenizer.md has the speed.
 Not here: reading text (plumbing/documents.py), writing token shards (prepare/pubmed.py), Hugging Face's files
-(plumbing/tokenizer_files.py), vocabularies side by side (prepare/vocabulary.py). Left out of BPE: dropout,
+(plumbing/tokenizer_files.py), tokenizers of other kinds (baselines/subwords.py). Left out of BPE: dropout,
 normalisation, other patterns than GPT-2's.
 """
-import gc
 import heapq
 import re
 import sys
 from collections import Counter, defaultdict
-from contextlib import contextmanager
 from itertools import repeat
 from operator import add
 from pathlib import Path
@@ -33,8 +32,11 @@ from pathlib import Path
 import numpy as np
 import regex
 
-from plumbing.common import UserError, say_next, speaking_to_the_user, write_json
+from plumbing.common import UserError, collecting_by_hand, say_next, speaking_to_the_user, write_json
 from plumbing.tokenizer_files import BYTES, EOS, NEWER, read_files, read_ids, write_files
+
+PAPER_TERMS = ("chromatography", "cytotoxicity", "ECG", "GATA", "Immunohistochemistry", "myocardium", "nanoparticles",
+               "photosynthesis", "probiotic", "thrombin")       # one token each in BioMedLM: table 3 of the paper
 
 # ---- 1. Cutting text into pieces ----
 
@@ -122,19 +124,7 @@ def fold(heads, words, pieces):
     words.clear()
 
 
-@contextmanager
-def without_garbage_collector():
-    """The collector would spend over a tenth of the time searching millions of small lists for cycles."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-@without_garbage_collector()
+@collecting_by_hand()      # the collector would spend over a tenth of the time searching millions of lists for cycles
 def learn_merges(pieces, n_merges, min_frequency=2):
     """The merges in the order they are learned, each a pair: a str of two symbols. Merge i makes token 256 + i.
 
@@ -241,31 +231,24 @@ def apply_merges(word, merged, merges):
 
 
 def apply_merges_to_long(word, merged):
-    """The same for a word of any length, in about linear time: a megabyte of one letter takes a second or two.
+    """The same for a word of any length: a megabyte of one letter takes a few seconds.
 
-    Positions wait in one bucket for each symbol they can become; the buckets are emptied from the earliest symbol on. A
-    merge only ever fills later buckets, as a symbol is learned before the pairs that contain it.
+    A heap holds what can be merged, (new symbol, position): the earliest learned first, and from the left, for pairs
+    that overlap. What has changed since it was put there is skipped.
     """
     symbol, before, after = [*word, ""], list(range(-1, len(word))), list(range(1, len(word) + 1))
-    buckets = defaultdict(list)                                  # the "" at the end is its own neighbour on both sides
-    for i, pair in enumerate(map(add, word, word[1:])):
-        if pair in merged:
-            buckets[merged[pair]].append(i)
-    queue = sorted(buckets)
-    while queue:
-        new = heapq.heappop(queue)
-        for i in sorted(buckets.pop(new)):                       # from the left, for pairs that overlap: a a a
-            j = after[i] if symbol[i] else i                     # a symbol that was merged away is ""
-            if merged.get(symbol[i] + symbol[j]) != new:
-                continue
-            symbol[i], symbol[j] = new, ""
-            after[i], before[after[j]] = after[j], i
-            for k, pair in ((before[i], symbol[before[i]] + new), (i, new + symbol[after[i]])):
-                later = merged.get(pair)
-                if later:
-                    if later not in buckets:
-                        heapq.heappush(queue, later)
-                    buckets[later].append(k)
+    heap = [(merged[pair], i) for i, pair in enumerate(map(add, word, word[1:])) if pair in merged]
+    heapq.heapify(heap)
+    while heap:
+        new, i = heapq.heappop(heap)
+        j = after[i] if symbol[i] else i                         # a symbol that was merged away is ""
+        if merged.get(symbol[i] + symbol[j]) != new:
+            continue
+        symbol[i], symbol[j] = new, ""
+        after[i], before[after[j]] = after[j], i                 # the "" at the end is its own neighbour on both sides
+        for k, pair in ((before[i], symbol[before[i]] + new), (i, new + symbol[after[i]])):
+            if pair in merged:
+                heapq.heappush(heap, (merged[pair], k))
     return "".join(symbol)
 
 
@@ -299,8 +282,8 @@ class Tokenizer:
 
     rows = 0                # of the embedding, if there are more than tokens
 
-    def __init__(self, merges, specials=None, remember=1 << 19, added=(), eos=EOS, whole_first=False):
-        self.merges, self.whole_first = list(merges), whole_first
+    def __init__(self, merges, specials=None, remember=1 << 19, eos=EOS):
+        self.merges = list(merges)
         self.merged = {pair: chr(256 + i) for i, pair in enumerate(self.merges)}
         self.bytes_of = {i: bytes([byte]) for i, byte in enumerate(BYTES)}               # id -> its bytes
         for i, (a, b) in enumerate(self.merges):
@@ -312,10 +295,6 @@ class Tokenizer:
         self.specials = {}                                                               # name -> id
         for name, i in (specials or {EOS: self.size}).items():
             self.add_special(name, i)
-        self.added = dict(added)         # name -> id of tokens that are recognised in every text, such as "COVID-19"
-        for name, i in self.added.items():
-            self.bytes_of[i] = name.encode()
-            self.widen(i + 1)
         self.eos, self.eos_ids = eos, (self.specials[eos],)
 
     @classmethod
@@ -376,10 +355,9 @@ class Tokenizer:
         for name in specials:
             if name not in self.specials:
                 raise UserError(f"{name!r} is not a special token here; those are {', '.join(self.specials)}")
-        known = {name: self.specials[name] for name in specials} | self.added
-        names = "|".join(map(re.escape, sorted(known, key=len, reverse=True)))
-        parts = re.split(f"({names})", text) if known else [text]
-        packed = [self._pack(chr(known[part])) if i % 2 else self._encode_plain(part)
+        names = "|".join(map(re.escape, sorted(specials, key=len, reverse=True)))
+        parts = re.split(f"({names})", text) if names else [text]
+        packed = [self._pack(chr(self.specials[part])) if i % 2 else self._encode_plain(part)
                   for i, part in enumerate(parts)]               # re.split puts the names at odd places
         return np.frombuffer(bytearray().join(packed), self.dtype)
 
@@ -397,10 +375,7 @@ class Tokenizer:
         return b"".join(map(self.pieces.__getitem__, PIECES.findall(" " + word)))
 
     def _encode_piece(self, piece):
-        spelled = piece.encode()
-        if self.whole_first and spelled in self.ranks:
-            return self._pack(chr(self.ranks[spelled]))
-        return self._pack(apply_merges(symbols(spelled), self.merged, self.merges))
+        return self._pack(apply_merges(symbols(piece.encode()), self.merged, self.merges))
 
     def _pack(self, word):
         """The ids as bytes: a symbol below 65,536 is its own UTF-16, though some look like surrogates."""
@@ -423,12 +398,9 @@ class Tokenizer:
         import tiktoken
         # tiktoken takes whole pieces first. After learned merges that is the same; files extended by hand may hold
         # merges that are never reached: of (a, b), (b, c), (a, bc) the last, since "abc" becomes ab, c.
-        reached = self.whole_first or all(
-            apply_merges(symbols(self.bytes_of[256 + i]), self.merged, self.merges) == chr(256 + i)
-            for i in range(len(self.merges)))
-        if self.added or not reached:
-            raise UserError("tiktoken would give other ids: this vocabulary has added tokens or merges that tiktoken "
-                            "cannot follow")
+        if any(apply_merges(symbols(self.bytes_of[256 + i]), self.merged, self.merges) != chr(256 + i)
+               for i in range(len(self.merges))):
+            raise UserError("tiktoken would give other ids: this vocabulary has merges that it cannot follow")
         return tiktoken.Encoding("BPE", pat_str=PATTERN, mergeable_ranks=self.ranks, special_tokens=self.specials)
 
     def save(self, folder):
@@ -483,10 +455,25 @@ def count(inputs: tuple[Path, ...], out: Path):
     say_next("tokenizer.py", "train", "--inputs", out, "--out", "data/tokenizer")
 
 
+def compare(tokenizers: tuple[Path, ...], text: str = "Immunohistochemistry shows the cytotoxicity of nanoparticles."):
+    """Show how tokenizers cut a text, and each term in the paper's table 3, into tokens.
+
+    Args:
+        tokenizers: their folders, such as data/tokenizer and GPT-2's
+        text: what to cut
+    """
+    for folder in tokenizers:
+        tok = Tokenizer.load(folder)
+        bytes_per_token = len(text.encode()) / max(1, len(tok.encode(text)))
+        print(f"{folder}: {len(tok):,} tokens, {bytes_per_token:.2f} bytes per token")
+        for shown in (text, *(" " + term for term in PAPER_TERMS)):
+            print("  " + "|".join(tok.decode([i]).replace("\n", "\u23ce") for i in tok.encode(shown)))
+
+
 def main():
     import tyro  # here, since sample.py and train.py must run on a GPU machine without it
     with speaking_to_the_user():
-        tyro.extras.subcommand_cli_from_dict({"train": train, "count": count})
+        tyro.extras.subcommand_cli_from_dict({"train": train, "count": count, "compare": compare})
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from model import GPT, GPTConfig
 from plumbing.common import (
     UserError,
     check_ranges,
+    collecting_by_hand,
     fixed_settings,
     free,
     parse_args,
@@ -42,7 +43,7 @@ from plumbing.common import (
     written_whole,
 )
 from plumbing.huggingface import find_folder, matched
-from plumbing.runtime import Device, autocast, collecting_by_hand, matrix_dtype, precise_dtype, stop_on_signals
+from plumbing.runtime import Device, autocast, matrix_dtype, precise_dtype, stop_on_signals
 from training.checkpoint import Checkpoints, set_aside, the_only_run, whole_weights, write_origin
 from training.monitor import Monitor, Outliers
 from training.parallel import (

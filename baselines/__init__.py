@@ -20,6 +20,7 @@ import torch
 
 from plumbing.common import UserError, read_object, shown
 from plumbing.huggingface import end_ids, file_of, find_folder, is_adapter
+from plumbing.tokenizer_files import is_gpt2s
 from tokenizer import Tokenizer
 
 FAMILIES = {                                # model_type -> (module, class)
@@ -96,10 +97,7 @@ def load_tokenizer(folder):
     path = folder / "tokenizer.json"
     if not path.is_file() and not (folder / "vocab.txt").is_file():
         return Tokenizer.load(folder)
-    found = read_object(path, "a tokenizer") if path.is_file() else {}
-    cut, after = found.get("pre_tokenizer"), found.get("post_processor")
-    adds_tokens = isinstance(after, dict) and after.get("type") != "ByteLevel"      # such as <s> before a text
-    if isinstance(cut, dict) and cut.get("type") == "ByteLevel" and not adds_tokens:
+    if path.is_file() and is_gpt2s(read_object(path, "a tokenizer")):
         return Tokenizer.load(folder)
     from baselines.subwords import Subwords
     return Subwords.load(folder)

@@ -17,8 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the repository's modules, before those of bench/
 
 from plumbing.common import ROOT, git_commit, read_json, say_next, speaking_to_the_user, write_json
-from prepare.vocabulary import PAPER_TERMS
-from tokenizer import Tokenizer
+from tokenizer import PAPER_TERMS, Tokenizer
 
 DATA, OUT = Path("data/demo"), Path("out/demo")
 

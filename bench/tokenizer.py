@@ -36,8 +36,7 @@ from tokenizers import models, pre_tokenizers, trainers
 
 from plumbing.common import ROOT, UserError, git_commit, parse_args, speaking_to_the_user, write_json
 from plumbing.documents import documents
-from prepare.vocabulary import PAPER_TERMS
-from tokenizer import PATTERN, Tokenizer, count_pieces, learn_merges
+from tokenizer import PAPER_TERMS, PATTERN, Tokenizer, count_pieces, learn_merges
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 Not here: what is computed; many processes (training/parallel.py); speed limits (training/monitor.py, sampling/).
 """
-import gc
 import signal
 from contextlib import contextmanager
 from pathlib import Path
@@ -83,16 +82,3 @@ def stop_on_signals():
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
-
-
-@contextmanager
-def collecting_by_hand():
-    """No automatic garbage collection: it pauses one process at a time, and the other 127 wait. The loop collects."""
-    gc.collect()
-    gc.freeze()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-        gc.unfreeze()

@@ -44,8 +44,7 @@ def write_files(tok, folder):
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     write_json(folder / "tokenizer.json", {
         "version": "1.0", "truncation": None, "padding": None, "normalizer": None, "pre_tokenizer": level,
-        "added_tokens": [{"id": i, "content": name, **plain} for name, i in tok.specials.items()] + [
-            {"id": i, "content": name, **plain, "special": False} for name, i in tok.added.items()],
+        "added_tokens": [{"id": i, "content": name, **plain} for name, i in tok.specials.items()],
         "post_processor": level, "decoder": level,
         "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
                   "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
@@ -56,8 +55,6 @@ def write_files(tok, folder):
         "tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False, **longest(folder), **names})
     write_json(folder / "vocab.json", {**vocab, **tok.specials})
     (folder / "added_tokens.json").unlink(missing_ok=True)       # of another vocabulary that was saved here before
-    if tok.added:
-        write_json(folder / "added_tokens.json", tok.added)
     with written_whole(folder / "merges.txt") as temporary:      # TRAP: readers skip the first line, header or not
         temporary.write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in pairs), encoding="utf-8")
 
@@ -71,30 +68,23 @@ def longest(folder):
 
 
 def read_files(folder):
-    """The arguments of tokenizer.Tokenizer for a folder: merges, specials, added, eos, whole_first.
-
-    specials and added are name -> id: added tokens are recognised in every text, special ones never. eos is the special
-    token that ends a text. whole_first: a piece that is a token becomes it, even if the merges lead elsewhere.
-    The vocabulary is only checked: the merges define every token.
+    """The arguments of tokenizer.Tokenizer for a folder: merges, specials (name -> id), and eos, the special token that
+    ends a text. The vocabulary is only checked: the merges define every token.
     """
-    source = folder / "tokenizer.json"
-    added, whole_first = {}, False
+    source, names = folder / "tokenizer.json", names_of(folder)
     if source.is_file():
-        pairs, vocab, specials, added, whole_first = read_tokenizer_json(source)
+        pairs, vocab, specials = read_tokenizer_json(source)
     elif (folder / "merges.txt").is_file():
         source = folder / "merges.txt"
         lines = source.read_text(encoding="utf-8", errors="replace").split("\n")
         pairs = [line for line in lines[lines[0].startswith("#version"):] if line]      # the release has no #version
-        vocab, specials = read_ids(folder / "vocab.json"), {}
+        vocab, added = read_ids(folder / "vocab.json"), folder / "added_tokens.json"
+        specials = read_ids(added) if added.is_file() else {}
+        if odd := [name for name in specials if name not in names.values() and not looks_special(name)]:
+            raise UserError(f"{added}: {odd[0]!r} is not special, and there is no tokenizer.json; load the folder with "
+                            "transformers and save it again, which writes one")
     else:
         raise UserError(f"{folder}: no tokenizer.json and no merges.txt in it; `python tokenizer.py train` writes both")
-    names = names_of(folder)
-    if (folder / "added_tokens.json").is_file():
-        for name, i in read_ids(folder / "added_tokens.json").items():
-            if name in names.values() or looks_special(name):
-                specials.setdefault(name, i)
-            elif name not in specials:
-                added.setdefault(name, i)
     known, merges = {token: chr(i) for i, token in enumerate(SHOWN)}, []
     for number, pair in enumerate(pairs, 1):
         try:
@@ -105,12 +95,11 @@ def read_files(folder):
                             "whole, and byte-level BPE?") from None
         if known.setdefault(a + b, new := chr(255 + len(merges))) != new:
             raise UserError(f"{source}: merge {number}, {pair!r}, makes a token that exists already")
-    specials = check_vocabulary(source, known, {t: i for t, i in vocab.items() if t not in added}, specials,
-                                names.get("eos_token"))
+    specials = check_vocabulary(source, known, vocab, specials, names.get("eos_token"))
     eos = names.get("eos_token")
     if eos not in specials:
         eos = EOS if EOS in specials else next(iter(specials))
-    return {"merges": merges, "specials": specials, "added": added, "eos": eos, "whole_first": whole_first}
+    return {"merges": merges, "specials": specials, "eos": eos}
 
 
 def names_of(folder):
@@ -134,34 +123,29 @@ def read_ids(path):
     return found
 
 
-def read_tokenizer_json(path):
-    whole = read_object(path, "a tokenizer")
+def is_gpt2s(whole):
+    """Whether tokenizer.py computes what this tokenizer.json says: GPT-2's way of cutting text, plain merges of bytes,
+    nothing before or after a text, and no added tokens but special ones. baselines/subwords.py reads the others."""
     try:
         model, level = whole["model"], whole["pre_tokenizer"]
-        if (level["type"], level["add_prefix_space"], whole.get("normalizer"), level.get("use_regex", True)) != (
-                "ByteLevel", False, None, True):
-            raise UserError(f"{path}: only GPT-2's way of cutting text is read here (ByteLevel, no prefix space, no "
-                            "normalizer); this file asks for another")
-        if model.get("dropout") or model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
-            raise UserError(f"{path}: a dropout of merges, a prefix or a suffix of subwords is not computed here")
-        specials, added = split_added(path, whole["added_tokens"])
-        return model["merges"], {**model["vocab"]}, specials, added, bool(model.get("ignore_merges"))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: no byte-level BPE as Hugging Face writes it ({error!r})") from error
+        after = whole["post_processor"] or level
+        others = "dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges"
+        return ((level["type"], level["add_prefix_space"], level.get("use_regex", True)) == ("ByteLevel", False, True)
+                and after["type"] == "ByteLevel" and not whole["normalizer"]
+                and not any(model.get(name) for name in others) and {"merges", "vocab"} <= set(model)
+                and all(token["special"] and token["content"] for token in whole["added_tokens"]))
+    except (KeyError, TypeError, AttributeError):
+        return False
 
 
-def split_added(path, tokens):
-    """(specials, added), each name -> id. UserError for rules of matching that tokenizer.py does not have."""
-    plain = [token for token in tokens if not token.get("special", False)]
-    for token in plain:
-        if token.get("single_word") or token.get("lstrip") or token.get("rstrip"):
-            raise UserError(f"{path}: the added token {token['content']!r} is matched with single_word, lstrip or "
-                            "rstrip, which is not computed here; remove that flag or the token")
-    if len({token.get("normalized", True) for token in plain}) > 1:
-        raise UserError(f"{path}: added tokens are matched in two passes, by their flag `normalized`; only one is "
-                        "computed here; give all the same")
-    added = {token["content"]: token["id"] for token in plain}
-    return {token["content"]: token["id"] for token in tokens if token["content"] not in added}, added
+def read_tokenizer_json(path):
+    """(merges, {token: id}, {special token: id})"""
+    whole = read_object(path, "a tokenizer")
+    if not is_gpt2s(whole):
+        raise UserError(f"{path}: no tokenizer of GPT-2's kind (byte-level BPE without a prefix space, normalizer, "
+                        "dropout or added tokens that are not special)")
+    specials = {token["content"]: token["id"] for token in whole["added_tokens"]}
+    return whole["model"]["merges"], whole["model"]["vocab"], specials
 
 
 def check_vocabulary(source, known, vocab, specials, eos=None):

@@ -1,6 +1,5 @@
 """From downloads to the files that the scripts read: text to token shards, benchmarks to questions. In reading order:
 
-vocabulary.py    how vocabularies split a text, side by side
 pubmed.py        text to token shards; also fetches PubMed's abstracts
 download.py      its command `download`: many gigabytes over an unreliable connection
 exclude.py       its setting --exclude: no test set in the pretraining text

@@ -45,10 +45,9 @@ from plumbing.common import (
 )
 from prepare.demo_facts import ALSO_TRUE, FACTS, RELATIONS
 from prepare.demo_words import QUESTIONS, SCENES, SENTENCES
-from prepare.vocabulary import PAPER_TERMS
 from questions.format import Question, write_questions
 from questions.metrics import guessing_accuracy
-from tokenizer import Tokenizer
+from tokenizer import PAPER_TERMS, Tokenizer
 
 TITLES = ("{e}", "a study of {e}", "{e} revisited", "notes on {e}", "what we know about {e}", "a review of {e}",
           "new data on {e}", "Immunohistochemistry and {e}")

@@ -27,7 +27,7 @@ from plumbing.tokenizer_files import token_names  # noqa: E402
 # The end of a parameter's name -> llama.cpp's. Blocks are h.LAYER.NAME here and blk.LAYER.NAME there.
 NAMES = {"wte": "token_embd", "wpe": "position_embd", "ln_f": "output_norm", "ln_1": "attn_norm", "ln_2": "ffn_norm",
          "attn.c_attn": "attn_qkv", "attn.c_proj": "attn_output", "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down"}
-NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5               # llama.cpp's types of tokens
+NORMAL, CONTROL, UNUSED = 1, 3, 5                                # llama.cpp's types of tokens
 FILE_TYPE = {"f32": 0, "f16": 1, "q8_0": 7}                      # its numbers for the types of files
 
 
@@ -87,12 +87,11 @@ def write_vocabulary(writer, tok, rows):
     shown, merges = token_names(tok)
     names[:len(shown)] = shown
     types[:len(shown)] = [NORMAL] * len(shown)
-    for kind, tokens in ((CONTROL, tok.specials), (USER_DEFINED, tok.added)):
-        for name, i in tokens.items():
-            names[i], types[i] = name, kind
+    for name, i in tok.specials.items():
+        names[i], types[i] = name, CONTROL
     twice = [name for name, n in Counter(names).items() if n > 1]
     if twice:                                                    # llama.cpp would abort
-        raise UserError(f"two tokens are called {twice[0]!r} in GGUF's spelling; rename the added or special one")
+        raise UserError(f"two tokens are called {twice[0]!r} in GGUF's spelling; rename the special one")
 
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")                            # GPT-2's pattern

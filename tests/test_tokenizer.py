@@ -7,20 +7,19 @@ import json
 import os
 import random
 import re
-import subprocess
-import sys
 from collections import Counter
 
 import numpy as np
 import pytest
 import regex
 import tokenizers
+from launched import launched
 from tokenizers import models, pre_tokenizers, trainers
 
 import tokenizer as module
-from plumbing.common import ROOT, UserError
-from prepare.vocabulary import PAPER_TERMS
-from tokenizer import EOS, Tokenizer, count_pieces, cut, learn_merges, well_formed
+from baselines import load_tokenizer
+from plumbing.common import UserError
+from tokenizer import EOS, PAPER_TERMS, Tokenizer, count_pieces, cut, learn_merges, well_formed
 
 STEMS = "cardi neur hepat nephr cyt gastr derm oste my immun hist path onc hem arthr chromat phot prob thromb".split()
 ENDS = "itis osis ology oma emia opathy ectomy ocyte ogram otoxicity ography iotic in ase ium oparticles al ic".split()
@@ -61,10 +60,6 @@ def folder(tok, tmp_path_factory):
     path = tmp_path_factory.mktemp("tokenizer")
     tok.save(path)
     return path
-
-
-def run(*args, script="tokenizer.py"):
-    return subprocess.run([sys.executable, script, *map(str, args)], cwd=ROOT, capture_output=True, text=True)
 
 
 # ---- learning ----
@@ -166,9 +161,9 @@ def odd_strings(seed, n):
             yield "".join(chr(c) if not 0xD800 <= c < 0xE000 else " " for c in codes) + rng.choice(["", "a ", "  "])
 
 
-def test_a_hundred_thousand_odd_strings_have_the_peers_ids_and_come_back_exactly(tok, folder):
+def test_thirty_thousand_odd_strings_have_the_peers_ids_and_come_back_exactly(tok, folder):
     peer, tik = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")), tok.to_tiktoken()
-    for seed in range(10):
+    for seed in range(3):
         texts = list(odd_strings(seed, 10_000))
         theirs = [encoding.ids for encoding in peer.encode_batch_fast(texts)]
         for text, hf in zip(texts, theirs, strict=True):
@@ -188,7 +183,11 @@ def test_half_surrogates_are_encoded_as_tiktoken_encodes_them(tok):
 
 
 def test_every_code_point_is_a_letter_number_or_blank_for_all_three_libraries_or_for_none():
-    points = [chr(c) for c in range(0x110000) if not 0xD800 <= c < 0xE000 and c != 10]
+    """Of the planes in which Unicode has no letters, the peers are asked about every 61st character: they are slow."""
+    empty = [*range(0x40000, 0xE0000), *range(0xF0000, 0x110000)]
+    points = {chr(c) for c in range(0x110000) if not 0xD800 <= c < 0xE000 and c != 10}
+    assert not regex.search(rf"{module.LETTER}|{module.NUMBER}|\s", "".join(map(chr, empty)), regex.V1)
+    points = sorted(points.difference(map(chr, empty)).union(map(chr, empty[::61])))
     everything = "".join(points)
     marks = {"letter": "a", "number": "1", "other": "."}
     merges = [module.symbols(mark.encode()) + chr(i) for mark in marks.values() for i in range(256)]
@@ -388,7 +387,7 @@ def damaged(folder, out, name, change):
     ("vocab.json", lambda text: "version https://git-lfs.github.com/spec/v1\noid sha256:0", "vocab.json.*not JSON"),
     ("vocab.json", lambda text: text.replace(": 300,", ": 301,"), "instead|not 300"),
     ("tokenizer.json", lambda text: text[:1000], "tokenizer.json.*not JSON"),
-    ("tokenizer.json", lambda text: "{}", "no byte-level BPE"),
+    ("tokenizer.json", lambda text: "{}", "GPT-2's"),
     ("tokenizer.json", lambda text: "[1]", "no JSON object"),
     ("tokenizer.json", lambda text: text.replace('"add_prefix_space": false', '"add_prefix_space": true'), "GPT-2's"),
     ("tokenizer.json", lambda text: text.replace('"normalizer": null', '"normalizer": {"type": "NFC"}'), "GPT-2's"),
@@ -426,9 +425,10 @@ def test_count_per_shard_then_train_on_the_counts_equals_train_on_the_text(tmp_p
     texts = [text for text in sentences(14, 1500) if text]
     shards = [write_texts(tmp_path / "0.jsonl", texts[:600]), write_texts(tmp_path / "1.jsonl", texts[600:])]
     for shard in shards:
-        assert run("count", "--inputs", shard, "--out", shard.with_suffix(".counts.json")).returncode == 0
+        counts = shard.with_suffix(".counts.json")
+        assert launched("tokenizer.py", "count", "--inputs", shard, "--out", counts).returncode == 0
     for inputs, out in (([tmp_path], "whole"), ([shard.with_suffix(".counts.json") for shard in shards], "sharded")):
-        result = run("train", "--inputs", *inputs, "--vocab-size", "600", "--out", tmp_path / out)
+        result = launched("tokenizer.py", "train", "--inputs", *inputs, "--vocab-size", "600", "--out", tmp_path / out)
         assert result.returncode == 0 and "600 tokens" in result.stdout, result.stderr
     assert (tmp_path / "whole/tokenizer.json").read_bytes() == (tmp_path / "sharded/tokenizer.json").read_bytes()
     assert Tokenizer.load(tmp_path / "whole").merges == Tokenizer.train(texts, 600).merges
@@ -437,13 +437,13 @@ def test_count_per_shard_then_train_on_the_counts_equals_train_on_the_text(tmp_p
 
 
 def test_compare_shows_both_splits_and_the_papers_terms(folder):
-    words = "--tokenizers", folder, folder, "--text", "gastritis in patients\nwith anemia"
-    result = run(*words, script="prepare/vocabulary.py")
-    plain = re.sub("\x1b.*?m", "", result.stdout)
-    assert result.returncode == 0 and plain.count("bytes per token") == 2 and plain.count("chromatography") == 2
-    assert result.stdout.count("\x1b[30;4") == 2 * sum(
-        len(Tokenizer.load(folder).encode(text)) for text in
-        ["gastritis in patients\nwith anemia", *(" " + term for term in PAPER_TERMS)])
+    text = "gastritis in patients\nwith anemia"
+    result = launched("tokenizer.py", "compare", "--tokenizers", folder, folder, "--text", text)
+    assert result.returncode == 0 and result.stdout.count("bytes per token") == 2
+    shown = [line[2:] for line in result.stdout.splitlines() if line.startswith("  ")]
+    texts = [text.replace("\n", "\u23ce"), *(" " + term for term in PAPER_TERMS)]
+    assert [line.replace("|", "") for line in shown] == 2 * texts
+    assert "|".join(Tokenizer.load(folder).decode([i]) for i in Tokenizer.load(folder).encode(texts[1])) in shown
 
 
 def test_bad_input_ends_the_command_in_one_line_and_code_2_and_leaves_nothing(tmp_path):
@@ -459,7 +459,7 @@ def test_bad_input_ends_the_command_in_one_line_and_code_2_and_leaves_nothing(tm
             (["train", "--inputs", text, tmp_path / "broken.jsonl", "--out", out], "cannot be read"),
             (["train", "--inputs", tmp_path / "no.counts.json", "--out", out], "no.counts.json"),
             (["count", "--inputs", text, "--out", out], ".counts.json")]:
-        result = run(*args)
+        result = launched("tokenizer.py", *args)
         lines = [line for line in result.stderr.splitlines() if not line.startswith("skipped")]
         assert result.returncode == 2 and len(lines) == 1 and message in lines[0], (args, result.stderr)
         assert not out.exists()
@@ -487,26 +487,25 @@ def added_token(**flags):
     return {"id": 280, "content": "COVID-19", **plain, **flags}
 
 
-def test_an_added_token_that_is_not_special_is_found_in_text_and_survives_saving(others, tmp_path):
-    changed(others, lambda whole: whole["added_tokens"].append(added_token()))
+@pytest.mark.parametrize("flags", [{}, {"single_word": True}, {"lstrip": True}])
+def test_an_added_token_that_is_not_special_is_found_in_text_and_survives_saving(others, tmp_path, flags):
+    changed(others, lambda whole: whole["added_tokens"].append(added_token(**flags)))
     text = "the COVID-19 cells, COVID-19"
     from transformers import AutoTokenizer
     expected = AutoTokenizer.from_pretrained(others)(text)["input_ids"]
-    tok = Tokenizer.load(others)
+    tok = load_tokenizer(others)
     assert tok.encode(text).tolist() == expected and expected.count(280) == 2
-    assert tok.decode(expected) == text
+    assert "lstrip" in flags or tok.decode(expected) == text
     tok.save(tmp_path / "again")
-    assert Tokenizer.load(tmp_path / "again").encode(text).tolist() == expected
+    assert load_tokenizer(tmp_path / "again").encode(text).tolist() == expected
 
 
 @pytest.mark.parametrize("change", [
-    lambda whole: whole["added_tokens"].append(added_token(single_word=True)),
-    lambda whole: whole["added_tokens"].append(added_token(lstrip=True)),
-    lambda whole: whole["added_tokens"].extend([added_token(), added_token(content="x y", id=281, normalized=False)]),
+    lambda whole: whole["added_tokens"].append(added_token()),
     lambda whole: whole["model"].update(dropout=0.1),
     lambda whole: whole["model"].update(end_of_word_suffix="</w>")])
 def test_what_would_give_other_ids_than_transformers_is_refused(others, change):
-    with pytest.raises(UserError, match="not computed here|only one is computed"):
+    with pytest.raises(UserError, match="no tokenizer of GPT-2's kind"):
         Tokenizer.load(changed(others, change))
 
 
@@ -515,7 +514,7 @@ def test_merges_extended_by_hand_give_the_ids_of_tokenizers(tmp_path, whole_firs
     """Of (a, b), (b, c), (a, bc) the last is never reached: "abc" is ab, c; unless whole pieces come first."""
     Tokenizer(["AB", "BC", "A" + chr(257)]).save(tmp_path)       # symbols of the bytes b, c, d
     changed(tmp_path, lambda whole: whole["model"].update(ignore_merges=whole_first))
-    peer, tok = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json")), Tokenizer.load(tmp_path)
+    peer, tok = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json")), load_tokenizer(tmp_path)
     for text in ("bcd", "bcdbcd", "cd bcd"):
         assert tok.encode(text).tolist() == peer.encode(text).ids
     assert (tok.encode("bcd").tolist() == [258]) == whole_first
