@@ -355,17 +355,18 @@ class GPT(nn.Module):
     open = classmethod(open_model)      # GPT.open(folder): a model without memory for its weights, and its tensors
 
     @torch.no_grad()
-    def save_pretrained(self, folder, fold_layer_scale=False):
+    def save_pretrained(self, folder, fold_layer_scale=False, head=None):
         """Write config.json and safetensors as transformers' classes read them, in the parameters' dtype.
 
         fold_layer_scale multiplies 1/(layer+1) into the query weights and switches the flag off. The logits are the
         same in programs that do not know the flag (vLLM refuses it, llama.cpp ignores it).
+        head: more tensors to write, by name, such as those of a classifier.
         """
         if fold_layer_scale:
             cfg = replace(self.cfg, scale_attn_by_inverse_layer_idx=False)
-            save_model(self, folder, cfg, change=self.fold_layer_scale)
+            save_model(self, folder, cfg, self.fold_layer_scale, head)
         else:
-            save_model(self, folder, self.cfg)
+            save_model(self, folder, self.cfg, head=head)
 
     def fold_layer_scale(self, name, tensor):
         """The parameter with 1/(layer+1) in it, if it makes queries and the scores of this model are divided by layer.

@@ -287,11 +287,13 @@ class Encoder(nn.Module):
         return model.eval()
 
     @torch.no_grad()
-    def save_pretrained(self, folder):
-        """Write config.json and safetensors that transformers' BertForMaskedLM (or BertModel ...) can read."""
-        parameters, family = dict(self.named_parameters()), self.cfg.model_type
-        write_tensors(folder, {stored: (parameters[name].nbytes, name) for name, stored in self.stored_names().items()},
-                      lambda name: parameters[name].detach().cpu().contiguous())
+    def save_pretrained(self, folder, head=None):
+        """Write config.json and safetensors that transformers' BertForMaskedLM (or BertModel ...) can read.
+
+        head: more tensors to write, by name, such as those of a classifier.
+        """
+        stored, family = self.stored_names(), self.cfg.model_type
+        write_tensors(folder, {stored[name]: p for name, p in self.named_parameters()} | (head or {}))
         cfg = asdict(self.cfg) | {"embd_width": self.cfg.width, "n_groups": self.cfg.groups}
         only = {"embd_width": ("electra", "albert"), "n_groups": ("albert",)}
         write_config(folder, {name: values[0] for name, values in FIXED.items()} | {

@@ -282,40 +282,46 @@ def read_adapter(folder, tensors, model_class):
     return adapters.Adapter(path, read_object(path, "an adapter's settings"), tensors, model_class)
 
 
-def save_model(model, folder, cfg, change=lambda name, tensor: tensor):
-    """Write the folder that open_model reads. `change` may replace a parameter's values on their way to disk."""
-    parameters = dict(model.named_parameters())
+def save_model(model, folder, cfg, change=lambda name, tensor: tensor, head=None):
+    """Write the folder that open_model reads. `change` may replace a parameter's values on their way to disk.
 
-    def stored(name):
-        tensor = change(name, parameters[name].detach().cpu())
-        return (tensor.t() if name.endswith(model.transposed) else tensor).contiguous()
+    head: more tensors by name, such as a classifier's, which are written as they are.
+    """
+    parameters = {model.stored_name(name): (name, p) for name, p in model.named_parameters()}
 
-    write_tensors(folder, {model.stored_name(name): (p.nbytes, name) for name, p in parameters.items()}, stored)
+    def converted(stored, tensor):
+        if stored not in parameters:
+            return tensor
+        name = parameters[stored][0]
+        tensor = change(name, tensor)
+        return tensor.t() if name.endswith(model.transposed) else tensor
+
+    write_tensors(folder, {stored: p for stored, (_, p) in parameters.items()} | (head or {}), converted)
     dtype = str(model.wte.weight.dtype).split(".")[-1]
     write_config(folder, cfg.to_json() | {"architectures": [model.architecture], "dtype": dtype})
 
 
-def write_tensors(folder, plan, get):
+def write_tensors(folder, tensors, converted=lambda stored, tensor: tensor):
     """Write model.safetensors, or parts of PART_BYTES with an index.
 
-    plan: stored name -> (bytes, key); get(key) makes the tensor when its part's turn comes.
+    tensors: stored name -> tensor; converted(stored name, tensor) changes it when its part's turn comes.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     parts, room = [], 0
-    for name, (nbytes, _) in plan.items():
-        if nbytes > room:
-            parts, room = [*parts, []], max(PART_BYTES, nbytes)
+    for name, tensor in tensors.items():
+        if tensor.nbytes > room:
+            parts, room = [*parts, []], max(PART_BYTES, tensor.nbytes)
         parts[-1].append(name)
-        room -= nbytes
+        room -= tensor.nbytes
     files = ["model.safetensors"] if len(parts) == 1 else [
         f"model-{i:05d}-of-{len(parts):05d}.safetensors" for i in range(1, len(parts) + 1)]
     for file, names in zip(files, parts, strict=True):
         with written_whole(folder / file) as temporary:
-            save_readable({name: get(plan[name][1]) for name in names}, temporary)
+            save_readable({name: converted(name, tensors[name].detach().cpu()) for name in names}, temporary)
     if len(parts) > 1:
         weight_map = {name: file for file, names in zip(files, parts, strict=True) for name in names}
-        total = sum(nbytes for nbytes, _ in plan.values())
+        total = sum(tensor.nbytes for tensor in tensors.values())
         write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
     for stale in folder.glob("model*.safetensors*"):          # an older save in other parts would be read in its place
         if stale.name not in (*files, INDEX if len(parts) > 1 else None):
@@ -324,24 +330,8 @@ def write_tensors(folder, plan, get):
 
 def save_readable(tensors, path):
     """A safetensors file that other users may read as the umask says: safetensors 0.8.0 allows the owner only."""
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     save_file(tensors, path, metadata={"format": "pt"})       # transformers refuses a file without "format"
     umask = os.umask(0)
     os.umask(umask)
     os.chmod(path, 0o666 & ~umask)
-
-
-def add_tensors(folder, tensors):
-    """Put more tensors, such as a head's, into a folder's last weight file."""
-    if not tensors:
-        return
-    index = {"weight_map": {}}
-    if (folder / INDEX).is_file():
-        index = read_object(folder / INDEX, "an index of weight files")
-    file = max(index["weight_map"].values(), default="model.safetensors")
-    with written_whole(folder / file) as temporary:
-        save_readable(dict(open_weights(folder / file)) | {name: w.contiguous() for name, w in tensors.items()},
-                      temporary)
-    if index["weight_map"]:
-        index["weight_map"] |= dict.fromkeys(tensors, file)
-        index["metadata"]["total_size"] += sum(w.nbytes for w in tensors.values())
-        write_json(folder / INDEX, index)

@@ -311,15 +311,10 @@ def convert(cfg):
     return questions
 
 
-def place(answer):
-    """The name of an option: A to Z, then 27, 28 and so on."""
-    return "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[answer] if answer < 26 else str(answer + 1)
-
-
 def report(cfg, questions, n_bad):
     print(f"{cfg.out}: {len(questions):,} questions, {n_bad:,} malformed ones skipped")
     by_name = all(q.options in (YES_NO, YES_NO_MAYBE) for q in questions)
-    counts = Counter(q.options[q.answer] if by_name else place(q.answer) for q in questions)
+    counts = Counter(q.options[q.answer] if by_name else f"{q.answer + 1}." for q in questions)
     print("right answer " + "  ".join(f"{name} {n:,} ({n / len(questions):.1%})" for name, n in sorted(counts.items())))
     for what, lengths in (("context", [len(q.context) for q in questions]),
                           ("question", [len(q.question) for q in questions]),

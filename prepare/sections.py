@@ -18,7 +18,6 @@ depend on the order of the file.
 Not here: reading the formats (plumbing/documents.py), fine-tuning on the questions (finetune_qa.py).
 """
 import re
-import sys
 from collections import Counter
 from dataclasses import dataclass
 from itertools import islice
@@ -29,14 +28,13 @@ from zlib import crc32
 import tyro
 
 from plumbing.common import UserError, check_ranges, say_next, write_json_lines
-from plumbing.documents import Bad, documents
+from plumbing.documents import texts_in
 from prepare.exclude import shingles
 from questions.format import Question, write_questions
 
 SECTIONS = ["background", "objective", "methods", "results", "conclusions"]
 SPLITS = ("test", "dev", "train")      # in the order in which abstracts are taken
 SHORTEST = 20                          # characters of a sentence; shorter ones are fragments
-SHOWN = 10                             # unreadable records that are named; all are counted
 
 
 @dataclass(frozen=True)
@@ -140,31 +138,13 @@ def questions_of(texts, used):
     return questions
 
 
-def read_abstracts(path):
-    """The documents of a file. Those that cannot be read are named and left out."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; IN is a file of abstracts")
-    texts, bad = [], 0
-    for item in documents(path):
-        if not isinstance(item, Bad):
-            texts.append(item)
-            continue
-        bad += 1
-        if bad <= SHOWN:
-            print(f"skipped {item.where}: {item.reason}", file=sys.stderr)
-    if bad > 0.01 * (bad + len(texts)):
-        raise UserError(f"{path}: {bad:,} of {bad + len(texts):,} documents cannot be read, more than 1 %; "
-                        "nothing was written")
-    return texts
-
-
 def make_sections(cfg):
     """Write the four files. Returns {split: questions}."""
     check_ranges(cfg, ("test_documents", "dev_documents", "train_documents"))
     if cfg.out.exists() and not cfg.out.is_dir():
         raise UserError(f"{cfg.out}: OUT must be a folder")
     sizes = {split: getattr(cfg, f"{split}_documents") for split in SPLITS}
-    chosen = list(islice(structured(read_abstracts(cfg.source)), sum(sizes.values())))
+    chosen = list(islice(structured(texts_in([cfg.source])), sum(sizes.values())))
     if len(chosen) < sum(sizes.values()):
         raise UserError(f"{cfg.source}: {len(chosen):,} abstracts have headings of three sections, but "
                         f"{sum(sizes.values()):,} are needed; lower --train-documents, or give more abstracts")

@@ -32,7 +32,7 @@ from plumbing.common import (
     write_json_lines,
     written_whole,
 )
-from plumbing.huggingface import add_tensors, save_readable, write_model_card
+from plumbing.huggingface import save_readable, write_model_card
 from plumbing.runtime import Device, autocast, matrix_dtype, stop_on_signals
 from training.checkpoint import Checkpoints, set_aside, the_only_run, whole_weights
 from training.monitor import Boards
@@ -268,8 +268,7 @@ def save_model(model, tok, folder, cfg, world, about=None):
     plain.load_state_dict({name.removeprefix("gpt."): w for name, w in whole.items() if name.startswith("gpt.")},
                           assign=True)
     with written_whole(folder) as temporary:
-        plain.save_pretrained(temporary)
-        add_tensors(temporary, {name: w for name, w in whole.items() if not name.startswith("gpt.")})
+        plain.save_pretrained(temporary, head={name: w for name, w in whole.items() if not name.startswith("gpt.")})
         tok.save(temporary)
         config = read_json(temporary / "config.json", "a model's configuration")
         write_json(temporary / "config.json", config | (about or {}))

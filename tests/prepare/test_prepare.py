@@ -472,7 +472,7 @@ def test_more_than_26_options_have_numbers_in_the_report_and_a_missing_id_is_mad
     many = {**OURS, "options": [f"option {i}" for i in range(30)], "answer": 28, "id": None}
     made = convert("medqa", tmp_path, [many, {**many, "answer": 0}])
     assert [q["id"] for q in made] == ["in-1", "in-2"]
-    assert "29 1 (50.0%)  A 1 (50.0%)" in capsys.readouterr().out
+    assert "1. 1 (50.0%)  29. 1 (50.0%)" in capsys.readouterr().out
 
 
 def test_pubmedqa_contexts_that_are_one_text_are_not_taken_for_a_list(tmp_path):
