@@ -212,4 +212,5 @@ def summary(report):
     """The lines to print."""
     scores = "  ".join(f"{name} {shown(value)}" for name, value in report.items()
                        if isinstance(value, dict) and "interval" in value)
-    return f"{report['n']:,} test questions, {len(report['per_seed'])} seeds: {scores}"
+    seeds = len(report["per_seed"])
+    return f"{report['n']:,} test questions, {seeds} seed{'s' * (seeds > 1)}: {scores}"

@@ -174,11 +174,14 @@ def row(i, life):
 
 def report(cfg, lives, verdict, seconds):
     half_written = sum(bool(life["half"]) for life in lives)
-    text = f"""# {len(lives)} kills
+    text = f"""# A training run, killed {len(lives)} times
 
-A small model on the CPU, {cfg.steps} steps, a checkpoint every {cfg.checkpoint_every}; SIGKILL at moments drawn from
-seed {cfg.seed}, then the same command again (`python bench/kills.py`, {seconds:.0f} s, commit {git_commit()},
-torch {torch.__version__}). {half_written} of the kills left a half-written checkpoint. "-": killed before it resumed.
+A small model is trained on the CPU for {cfg.steps} steps, with a checkpoint every {cfg.checkpoint_every} steps. The run
+is killed (SIGKILL) at {len(lives)} random moments of seed {cfg.seed}, and started again each time by the same command.
+The result is compared with an undisturbed run.
+
+`python bench/kills.py`, {seconds:.0f} s, commit {git_commit()}, torch {torch.__version__}. {half_written} of the kills
+left a half-written checkpoint. "-" under "resumed after": killed before it had resumed.
 
 {HEAD}
 """ + "\n".join(row(i + 1, life) for i, life in enumerate(lives)) + "\n\n" + "\n".join(

@@ -3,11 +3,7 @@
     python bench/train.py                        # the demo's model; some minutes; writes results/train.md
     python bench/train.py --compile              # with torch.compile for all three; needs a C++ compiler
 
-All three have the same shape, first weights, batches, AdamW, clipping and precision, and their losses must agree. They
-take turns. A time is that of a whole step, in CPU seconds on one thread. A figure is the median over the steps of all
-turns, without each turn's first step, which compiles, and its last. The other two run at their best: transformers with
-the fused attention (sdpa) and tanh-GELU, and both with this repository's data.py.
-You should see one line per turn, then the tables of results/train.md. "NO" marks a required figure that is not reached.
+You should see one line per turn, then the tables of results/train.md.
 Not here: the paper's model on a GPU (bench/gpu_speed.py), and on many (`train.py biomedlm --plan`).
 """
 import contextlib
@@ -93,7 +89,7 @@ def first_weights(run):
 
 
 class Stopwatch:
-    """Replaces the training loop's profiler and records when each step ends."""
+    """Records when each step ends."""
 
     def __init__(self):
         self.ends = []
@@ -114,9 +110,10 @@ class Stopwatch:
 
 def ours(run, watch, weights):
     """Run train.py silently, without its checkpoints (31 GB each at the paper's size) and its final folder."""
-    no_checkpoints = Mock(**{"load.return_value": 0})
-    with patch.multiple(train, profiler=lambda *args: watch, Checkpoints=lambda *args: no_checkpoints,
-                        save_model=lambda *args: None), contextlib.redirect_stdout(io.StringIO()):
+    checkpoints = Mock(**{"load.return_value": (0, {})})
+    monitor = Mock(**{"write.side_effect": lambda *values: watch.step()})
+    with watch, patch.multiple(train, Monitor=lambda *args: monitor, Checkpoints=lambda *args: checkpoints,
+                               save_model=lambda *args: None), contextlib.redirect_stdout(io.StringIO()):
         return train.main(run)
 
 
@@ -191,6 +188,15 @@ def required(r):
             ("data: M tokens/s per process", 50, r["data"] / 1e6, "")]
 
 
+ABOUT = """# train.py, transformers and a plain loop
+
+One training step of train.py, of transformers' GPT-2 and of a plain loop like nanoGPT's. All three have the same shape,
+first weights, batches, AdamW, clipping and precision, and their losses agree. transformers runs at its best, with fused
+attention (sdpa) and tanh-GELU, and all three read their batches with data.py.
+
+The three take turns on one thread. The time of a step is in CPU seconds. A figure is the median over the steps of all
+turns; the first step of a turn, which compiles, and the last are left out. "NO" marks a figure below what is required.
+"""
 ON_A_GPU = """## The paper's model on a GPU
 
 Not in this file: `make gpu` trains it beside the same contestants on a GPU with 80 GB and writes results/gpu.md.
@@ -198,9 +204,7 @@ Not in this file: `make gpu` trains it beside the same contestants on a GPU with
 
 
 def report(results):
-    parts = ["# train.py, transformers and a plain loop\n\n" + __doc__.split("\n\n")[2] + "\n"]
-    parts += [section(key, r) for key, r in results.items()]
-    return "\n".join([*parts, ON_A_GPU])
+    return "\n".join([ABOUT, *(section(key, r) for key, r in results.items()), ON_A_GPU])
 
 
 def section(key, r):

@@ -139,7 +139,9 @@ def left_out_of_pretraining(model, test):
 def summary(report):
     """The lines to print."""
     low, high = report["interval"]
-    lines = [f"accuracy {report['accuracy']:.1%} +- {report['deviation']:.1%} over {len(report['per_seed'])} seeds, "
+    seeds = len(report["per_seed"])
+    over = f" +- {report['deviation']:.1%} over {seeds} seeds" if seeds > 1 else " (1 seed)"
+    lines = [f"accuracy {report['accuracy']:.1%}{over}, "
              f"95 % interval {low:.1%} to {high:.1%} on {report['n']} questions; macro-F1 {report['macro_f1']:.3f}",
              f"chance {report['chance']:.1%}"]
     if "commonest_answer" in report:
