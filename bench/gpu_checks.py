@@ -18,6 +18,7 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the repository's modules, before those of bench/
 
@@ -119,7 +120,6 @@ def checks(device, real=True):
     }
     for B in (1, 8):
         sizes = (20, 1000, 128) if real else (2, 40, 64)
-        found[f"flash_decode, batch {B}"] = partial(decoding, device, B, *sizes)
         found[f"append_and_decode, batch {B}"] = partial(appending, device, B, *sizes)
     if real:
         shapes = [(2, T, 2, K, docs, p) for K in (128, 64) for T in (1024, 1000) for docs in (False, True)
@@ -157,17 +157,8 @@ def attention(device, B, T, H, K, docs, dropout_p):
             lambda qkv: attention_reference(qkv, H, scale, keep_BHTS, doc_start_BT)[0])
 
 
-def decoding(device, B, H, S, K):
-    """Inputs, ours and reference of one query per sequence over part of a cache."""
-    from kernels.flash_decode import decode_reference, flash_decode
-    q_BHK, k_BHSK, v_BHSK = (random_bf16(device, *shape).detach() for shape in ((B, H, K), (B, H, S, K), (B, H, S, K)))
-    length = S * 9 // 10
-    return ([q_BHK, k_BHSK, v_BHSK], lambda *qkv: flash_decode(*qkv, length, K**-0.5),
-            lambda *qkv: decode_reference(*qkv, length, K**-0.5))
-
-
 def appending(device, B, H, S, K):
-    """Inputs, ours and reference of a decoding step that also writes the new key and value to the caches."""
+    """Inputs, ours and reference of a decoding step, which writes the new key and value to the caches."""
     from kernels.flash_decode import append_and_decode, decode_reference
     qkv_BC, k_BHSK, v_BHSK = (random_bf16(device, *shape).detach()
                               for shape in ((B, 3 * H * K), (B, H, S, K), (B, H, S, K)))
@@ -279,16 +270,31 @@ def new_model(shape, device, kernels="torch", compiled=False, recompute=False):
     return gpt.train()
 
 
+def sdpa(qkv_BT3C, n_head, scale, dropout_p=0.0):
+    """flash_attention's function by the kernel that torch chooses: on Hopper cuDNN's, if torch's build has a new enough
+    one, else FlashAttention-2's. No documents."""
+    q_BHTK, k_BHTK, v_BHTK = qkv_BT3C.unflatten(2, (3, n_head, -1)).permute(2, 0, 3, 1, 4)
+    K = q_BHTK.shape[3]
+    q_BHTK = q_BHTK * (scale * K**0.5)                            # F's scale is a constant of the compiled block
+    y_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=True, dropout_p=dropout_p, scale=K**-0.5)
+    return y_BHTK.transpose(1, 2).flatten(2)
+
+
+def kernels_with_sdpa():
+    """The functions of kernels/transformer.py, for GPT.kernels and Block.kernels, with sdpa in the block."""
+    from kernels.transformer import block, final_norm, loss
+    return SimpleNamespace(block=partial(block, attention=sdpa), final_norm=final_norm, loss=loss)
+
+
 def attach_kernels(gpt, kernels, device):
     """gpt.use_kernels, and what it says. "triton" is refused where the assembler is too old to be trusted; then "auto",
     which checks what it compiles, decides. UserError if that leaves torch's operators. "sdpa" is Triton's kernels but
     for attention, the one for which the assembler matters."""
     if kernels == "sdpa":
         from kernels import require_triton
-        from kernels.transformer import with_attention
         said = require_triton(device, gpt.cfg.head_width)
         for module in (gpt, *gpt.h):
-            module.kernels = with_attention("sdpa")
+            module.kernels = kernels_with_sdpa()
         return f"{said}; attention by torch's scaled_dot_product_attention"
     try:
         return gpt.use_kernels(kernels, device)

@@ -24,7 +24,7 @@ from bench.gpu_records import attempt, emit, kernels_in_use
 from bench.measure import ceilings, graph_ms, median_ms, require_gpu
 from kernels.cross_entropy import linear_cross_entropy
 from kernels.flash_attention import flash_attention
-from kernels.flash_decode import flash_decode
+from kernels.flash_decode import append_and_decode
 from kernels.gelu import gelu_linear
 from kernels.layer_norm import add_layer_norm
 from plumbing.common import speaking_to_the_user
@@ -193,12 +193,13 @@ def whole_pass(function, leaves, parameters):
 
 def time_decoding(batch, copy, S=1024):
     """One query over S keys, as a decoding step has it, over more caches than the L2 holds."""
-    length = torch.full((batch,), S, dtype=torch.int32, device=DEVICE)
+    length_B = torch.full((batch,), S, dtype=torch.int32, device=DEVICE)
     moved = 4 * batch * H * S * K
     caches = [torch.randn(2, batch, H, S, K, device=DEVICE, dtype=torch.bfloat16) for _ in range(2 + 2**28 // moved)]
-    q_BHK = torch.randn(batch, H, K, device=DEVICE, dtype=torch.bfloat16)
-    contestants = {"ours": lambda k, v: flash_decode(q_BHK, k, v, length, K**-0.5),
-                   "torch": lambda k, v: F.scaled_dot_product_attention(q_BHK[:, :, None], k, v)}
+    qkv_BC = torch.randn(batch, 3 * H * K, device=DEVICE, dtype=torch.bfloat16)
+    q_BHTK = qkv_BC[:, :H * K].reshape(batch, H, 1, K)
+    contestants = {"ours": lambda k, v: append_and_decode(qkv_BC, k, v, length_B, K**-0.5),
+                   "torch": lambda k, v: F.scaled_dot_product_attention(q_BHTK, k, v)}
     for name, function in contestants.items():
         with attempt(kernel="flash_decode", batch=batch, contestant=name):
             ms, clock = timed([partial(function, *cache) for cache in caches])

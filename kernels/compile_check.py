@@ -166,7 +166,7 @@ def others(dtype=torch.bfloat16):
     weights = [torch.zeros(2560, requires_grad=True) for _ in range(2)]
     logits = torch.zeros(8, 28896, dtype=dtype)   # 28896 = 16 * 1806: rows are aligned, which the 16-byte copies need
     targets, length = torch.zeros(8, dtype=torch.int64), torch.ones(1, dtype=torch.int32)
-    q, cache = torch.zeros(1, 20, 128, dtype=dtype), torch.zeros(1, 20, 1024, 128, dtype=dtype)
+    cache = torch.zeros(1, 20, 1024, 128, dtype=dtype)
     qkv, row, row_weight, b = (torch.zeros(*shape, dtype=dtype) for shape in ((1, 7680), (1, 2560), (8, 2560), (8,)))
     four, eight, int8 = row.expand(4, -1).contiguous(), row.new_zeros(4, 8), row_weight.to(torch.int8)
     return {
@@ -175,7 +175,6 @@ def others(dtype=torch.bfloat16):
         "bias_gelu": (lambda: gelu.bias_gelu(x, weights[0]).sum().backward(), False, False),
         "gelu_linear": (lambda: gelu.gelu_linear(x, weights[0], w).sum().backward(), False, False),
         "cross_entropy": (lambda: cross_entropy.cross_entropy_(logits, targets, True), False, True),
-        "flash_decode": (lambda: flash_decode.flash_decode(q, cache, cache, length, 0.1), False, False),
         "append_and_decode": (lambda: flash_decode.append_and_decode(qkv, cache, cache, length, 0.1), False, False),
         "matvec": (lambda: matvec.matvec(row, row_weight, None, b, True), False, False),
         "matvec of four rows": (lambda: matvec.matvec(four, row_weight, None, b, False, eight), False, False),

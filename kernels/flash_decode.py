@@ -31,7 +31,7 @@ PROGRAMS = 256                       # about two per processor
 
 
 def decode_reference(q_BHK, k_cache_BHSK, v_cache_BHSK, length, scale):
-    """flash_decode written out."""
+    """Attention of one query over the first `length` keys of the caches, written out."""
     z_BHS = scale * (k_cache_BHSK[:, :, :length] @ q_BHK[..., None])[..., 0]
     return (z_BHS.softmax(-1)[:, :, None] @ v_cache_BHSK[:, :, :length])[:, :, 0]
 
@@ -39,34 +39,31 @@ def decode_reference(q_BHK, k_cache_BHSK, v_cache_BHSK, length, scale):
 @triton.jit
 def decode_kernel(
     q,                          # [B, H, K], rows `stride_q` apart
-    k_new, v_new,               # the same of the new token: written to the caches at length - 1; None without APPEND
+    k_new, v_new,               # the same, of the new token: written to the caches at length - 1
     k_cache, v_cache,           # [B, H, S, K], any strides, K contiguous
     length,                     # [B] int32 on the device: keys to read, the new one included
     partial,                    # [B*H, SPLITS, K + 2] fp32: unnormalised o, m (base 2) and l of every split; written
     scale,
     H, stride_q, stride_b, stride_h, stride_s,
-    APPEND: tl.constexpr,       # whether the new key is not yet in the cache
     K: tl.constexpr,
     SPLITS: tl.constexpr,       # programs that share one head's keys
     BLOCK_S: tl.constexpr,      # keys of a tile
 ):
     head, split = tl.program_id(0), tl.program_id(1)
     k_K = tl.arange(0, K)
-    S = tl.load(length + head // H)
+    S = tl.load(length + head // H) - 1                           # the keys that are in the cache already
     new = head // H * stride_q + head % H * K + k_K
     q_K = tl.load(q + new).to(tl.float32) * (scale * LOG2E)
     cache = (head // H).to(tl.int64) * stride_b + (head % H).to(tl.int64) * stride_h
 
     m, total, o_K = tl.full([1], LOWEST, tl.float32), tl.zeros([1], tl.float32), tl.zeros([K], tl.float32)
-    if APPEND:
-        S -= 1
-        if split == 0:
-            k_new_K, v_new_K = tl.load(k_new + new), tl.load(v_new + new)
-            tl.store(k_cache + cache + S * stride_s + k_K, k_new_K)
-            tl.store(v_cache + cache + S * stride_s + k_K, v_new_K)
-            m = tl.zeros([1], tl.float32) + tl.sum(q_K * k_new_K.to(tl.float32), 0)
-            total = tl.full([1], 1.0, tl.float32)
-            o_K = v_new_K.to(tl.float32)
+    if split == 0:
+        k_new_K, v_new_K = tl.load(k_new + new), tl.load(v_new + new)
+        tl.store(k_cache + cache + S * stride_s + k_K, k_new_K)
+        tl.store(v_cache + cache + S * stride_s + k_K, v_new_K)
+        m = tl.zeros([1], tl.float32) + tl.sum(q_K * k_new_K.to(tl.float32), 0)
+        total = tl.full([1], 1.0, tl.float32)
+        o_K = v_new_K.to(tl.float32)
 
     share = tl.cdiv(S, SPLITS * BLOCK_S) * BLOCK_S
     for s in tl.range(split * share, tl.minimum(split * share + share, S), BLOCK_S):
@@ -103,56 +100,28 @@ def combine_kernel(
     tl.store(out + tl.program_id(0) * K + k_K, (tl.sum(o_PK * weight_P[:, None], 0) / total).to(out.dtype.element_ty))
 
 
-def _launch(q, k_new, v_new, stride_q, B, H, k_cache_BHSK, v_cache_BHSK, length_B, scale):
-    """out_BHK: the splits, then their combination."""
-    _, _, S, K = k_cache_BHSK.shape
-    assert k_cache_BHSK.stride() == v_cache_BHSK.stride(), "the caches must have the same strides"
-    assert k_cache_BHSK.stride(3) == 1, "the last dimension of the caches must be contiguous"
-    splits = min(16, *(triton.next_power_of_2(triton.cdiv(*pair)) for pair in ((S, KEYS), (PROGRAMS, B * H))))
-    sums, out_BHK = q.new_empty(B * H, splits, K + 2, dtype=torch.float32), q.new_empty(B, H, K)
-    decode_kernel[(B * H, splits)](
-        q, k_new, v_new, k_cache_BHSK, v_cache_BHSK, length_B, sums, scale, H, stride_q, *k_cache_BHSK.stride()[:3],
-        APPEND=k_new is not None, K=K, SPLITS=splits, BLOCK_S=KEYS, num_warps=WARPS)
-    combine_kernel[(B * H,)](sums, out_BHK, K=K, SPLITS=splits, num_warps=WARPS)
-    return out_BHK
-
-
-@operator("flash_decode")
-def flash_decode_op(q_BHK: torch.Tensor, k_cache_BHSK: torch.Tensor, v_cache_BHSK: torch.Tensor, length_B: torch.Tensor,
-                    scale: float) -> torch.Tensor:
-    B, H, K = q_BHK.shape
-    return _launch(q_BHK, None, None, H * K, B, H, k_cache_BHSK, v_cache_BHSK, length_B, scale)
-
-
-@flash_decode_op.register_fake
-def _(q_BHK, k_cache_BHSK, v_cache_BHSK, length_B, scale):
-    return torch.empty_like(q_BHK)
-
-
 @operator("append_and_decode", mutates=("k_cache_BHSK", "v_cache_BHSK"))
 def append_and_decode(qkv_BC: torch.Tensor, k_cache_BHSK: torch.Tensor, v_cache_BHSK: torch.Tensor,
                       length_B: torch.Tensor, scale: float) -> torch.Tensor:
     """out_BC of one new token per row, whose key and value are written to the caches at length_B - 1.
 
-    qkv_BC: c_attn's output, contiguous. length_B counts the new token.
+    qkv_BC: c_attn's output, contiguous. length_B (int32 on the device, so that a CUDA graph can replay while the cache
+    fills) counts the new token. The caches may have any strides, if they are the same and the last dimension is
+    contiguous.
     """
-    (B, C3), H = qkv_BC.shape, k_cache_BHSK.shape[1]
-    q, k, v = qkv_BC.chunk(3, 1)                                  # views: only their addresses are used
-    return _launch(q, k, v, C3, B, H, k_cache_BHSK, v_cache_BHSK, length_B, scale).view(B, -1)
+    (B, C3), (_, H, S, K) = qkv_BC.shape, k_cache_BHSK.shape
+    assert k_cache_BHSK.stride() == v_cache_BHSK.stride(), "the caches must have the same strides"
+    assert k_cache_BHSK.stride(3) == 1, "the last dimension of the caches must be contiguous"
+    splits = min(16, *(triton.next_power_of_2(triton.cdiv(*pair)) for pair in ((S, KEYS), (PROGRAMS, B * H))))
+    sums = qkv_BC.new_empty(B * H, splits, K + 2, dtype=torch.float32)
+    out_BC = qkv_BC.new_empty(B, H * K)
+    decode_kernel[(B * H, splits)](
+        *qkv_BC.chunk(3, 1), k_cache_BHSK, v_cache_BHSK, length_B, sums, scale, H, C3, *k_cache_BHSK.stride()[:3],
+        K=K, SPLITS=splits, BLOCK_S=KEYS, num_warps=WARPS)        # the chunks are views: only their addresses are used
+    combine_kernel[(B * H,)](sums, out_BC, K=K, SPLITS=splits, num_warps=WARPS)
+    return out_BC
 
 
 @append_and_decode.register_fake
 def _(qkv_BC, k_cache_BHSK, v_cache_BHSK, length_B, scale):
     return qkv_BC.new_empty(len(qkv_BC), qkv_BC.shape[1] // 3)
-
-
-def flash_decode(q_BHK, k_cache_BHSK, v_cache_BHSK, length, scale):
-    """Attention of one new query per sequence over the first `length` keys of the caches, its own included; returns
-    out_BHK, without a gradient.
-
-    length: an int, or int32 [B] on the device, so that a CUDA graph can replay while the cache fills. The caches may
-    have any strides if they are the same and the last dimension is contiguous.
-    """
-    if not isinstance(length, torch.Tensor):
-        length = torch.full((q_BHK.shape[0],), length, dtype=torch.int32, device=q_BHK.device)
-    return flash_decode_op(q_BHK.contiguous(), k_cache_BHSK, v_cache_BHSK, length, float(scale))

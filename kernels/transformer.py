@@ -13,41 +13,17 @@ The head's logits never exist in fp32, and in bf16 only some rows at a time.
 
 The residual stream has the dtype of the products: bf16 under autocast, where torch's operators keep it in fp32.
 """
-from functools import partial
-from types import SimpleNamespace
-
 import torch.nn.functional as F
 
 from kernels.cross_entropy import linear_cross_entropy
 from kernels.flash_attention import flash_attention
 from kernels.gelu import gelu_linear
 from kernels.layer_norm import layer_norm, norm_linear
-from plumbing.common import UserError
-
-
-def sdpa(qkv_BT3C, n_head, scale, dropout_p=0.0):
-    """flash_attention's function by the kernel that torch chooses: on Hopper cuDNN's, if torch's build has a new enough
-    one, else FlashAttention-2's. No documents."""
-    q_BHTK, k_BHTK, v_BHTK = qkv_BT3C.unflatten(2, (3, n_head, -1)).permute(2, 0, 3, 1, 4)
-    K = q_BHTK.shape[3]
-    q_BHTK = q_BHTK * (scale * K**0.5)                            # F's scale is a constant of the compiled block
-    y_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=True, dropout_p=dropout_p, scale=K**-0.5)
-    return y_BHTK.transpose(1, 2).flatten(2)
-
-
-ATTENTION = {"triton": flash_attention, "sdpa": sdpa}
-
-
-def with_attention(name):
-    """This module's functions (for GPT.kernels and Block.kernels) with another of ATTENTION in the block: measure, then
-    choose. Rows that are separated into documents stay with Triton's."""
-    if name not in ATTENTION:
-        raise UserError(f"attention {name}: choose from {', '.join(ATTENTION)}")
-    return SimpleNamespace(block=partial(block, attention=ATTENTION[name]), final_norm=final_norm, loss=loss)
 
 
 def block(layer, x_BTD, doc_start_BT=None, attention=flash_attention):
-    """model.Block's x + attention(LayerNorm(x)), then x + MLP(LayerNorm(x))."""
+    """model.Block's x + attention(LayerNorm(x)), then x + MLP(LayerNorm(x)). bench/ measures other functions as
+    `attention`; rows that are separated into documents stay with flash_attention."""
     attn, mlp, ln_1, ln_2 = layer.attn, layer.mlp, layer.ln_1, layer.ln_2
 
     qkv_BTC = norm_linear(x_BTD, ln_1.weight, ln_1.bias, attn.c_attn.weight, attn.c_attn.bias, eps=ln_1.eps)

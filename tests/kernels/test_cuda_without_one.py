@@ -93,8 +93,6 @@ def bodies(dtype):
                                (out, qkv, out, lse, H, scale, 0.1, seed, starts)),
         "loss": (cross_entropy.linear_cross_entropy_op, (x(N, D), x(V, D, dtype=FP32), targets, True, 4)),
         "cross_entropy_": (cross_entropy.cross_entropy_, (x(N, V), targets, True)),
-        "flash_decode": (flash_decode.flash_decode_op,
-                         (x(2, H, K), x(2, H, 9, K), x(2, H, 9, K), x(2, dtype=torch.int32), 0.1)),
         "append_and_decode": (flash_decode.append_and_decode,
                               (x(2, 3 * H * K), x(2, H, 9, K), x(2, H, 9, K), x(2, dtype=torch.int32), 0.1)),
         "matvec": (matvec.matvec, (x(2, D), x(F, D), None, x(F), True, None)),
@@ -122,6 +120,7 @@ def calls_in_fp32():
         return torch.randn(*shape, requires_grad=True)
 
     targets, caches, seed = torch.randint(0, 50, (6,)), torch.randn(2, 1, 2, 9, 64), torch.tensor([7])
+    length = torch.tensor([7], dtype=torch.int32)
     return {
         "attention": (lambda qkv: flash_attention.flash_attention(qkv, 1, 0.1, 0.1, seed), [x(1, 16, 192)]),
         "layer_norm": (layer_norm.layer_norm, [x(6, 40), x(40), x(40)]),
@@ -130,7 +129,7 @@ def calls_in_fp32():
         "bias_gelu": (gelu.bias_gelu, [x(6, 40), x(40)]),
         "gelu_linear": (gelu.gelu_linear, [x(6, 40), x(40), x(30, 40), x(30)]),
         "loss": (lambda x, w: cross_entropy.linear_cross_entropy(x, w, targets, chunk_rows=4), [x(6, 40), x(50, 40)]),
-        "decode": (lambda q: flash_decode.flash_decode(q.detach(), *caches, 7, 0.1), [x(1, 2, 64)]),
+        "decode": (lambda qkv: flash_decode.append_and_decode(qkv.detach(), *caches, length, 0.1), [x(1, 384)]),
     }
 
 

@@ -15,16 +15,17 @@ import triton.language as tl
 from conftest import tiny_model
 
 import kernels
-from plumbing.common import UserError
+from bench.gpu_checks import kernels_with_sdpa
+from bench.measure import relative_error
 from data import document_starts
 from kernels import flash_attention, self_check, transformer
 from kernels.cross_entropy import cross_entropy_, cross_entropy_reference, linear_cross_entropy, linear_cross_entropy_op
 from kernels.flash_attention import attention_reference, dropout_in_256, flash_attention_op
-from kernels.flash_decode import append_and_decode, decode_reference, flash_decode, flash_decode_op
+from kernels.flash_decode import append_and_decode, decode_reference
 from kernels.gelu import bias_gelu, bias_gelu_reference, gelu_linear, gelu_linear_op
 from kernels.layer_norm import add_layer_norm, layer_norm, layer_norm_reference, norm_linear, norm_linear_op
 from kernels.matvec import matvec, matvec_reference
-from bench.measure import relative_error
+from plumbing.common import UserError
 from sampling.fast_linear import quantize
 
 # The error of rounding alone, as |x - reference| / |reference|: a few units of the dtype's last bit
@@ -146,30 +147,11 @@ def test_attention_drops_in_fp32():
 # flash_decode
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("width, length", [(64, 1), (64, 131), (128, 300)])
-def test_decoding_equals_attention_of_the_last_query(dtype, width, length):
+@pytest.mark.parametrize("K, lengths", [(64, [1, 131]), (128, [300, 64])])
+def test_decoding_appends_the_new_key_and_value_and_equals_attention_of_the_last_query(dtype, K, lengths):
     B, H, S = 2, 3, 300
-    q_BHK, cache_2BSHK = random(B, H, width, dtype=dtype), random(2, B, S, H, width, dtype=dtype)
-    k_cache_BHSK, v_cache_BHSK = cache_2BSHK.detach().transpose(2, 3)              # any strides
-    out_BHK = flash_decode(q_BHK.detach(), k_cache_BHSK, v_cache_BHSK, length, 0.1)
-    ref_BHK = decode_reference(*doubled(q_BHK, k_cache_BHSK, v_cache_BHSK), length, 0.1)
-    assert_close(out_BHK, ref_BHK, dtype)
-
-
-def test_decoding_takes_a_length_for_every_sequence():
-    q_BHK, cache_2BHSK, lengths = random(3, 2, 64), random(2, 3, 2, 200, 64), [5, 64, 200]
-    length_B = torch.tensor(lengths, dtype=torch.int32)
-    out_BHK = flash_decode(q_BHK.detach(), *cache_2BHSK.detach(), length_B, 0.1)
-    for b, length in enumerate(lengths):
-        one = slice(b, b + 1)
-        ref_1HK = decode_reference(*doubled(q_BHK[one], *cache_2BHSK[:, one]), length, 0.1)
-        assert_close(out_BHK[one], ref_1HK, torch.float32)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_decoding_appends_the_new_key_and_value(dtype):
-    B, H, S, K, lengths = 2, 3, 140, 64, [1, 131]
-    qkv_BC, caches_2BHSK = torch.randn(B, 3 * H * K).to(dtype), torch.randn(2, B, H, S, K).to(dtype)
+    qkv_BC = torch.randn(B, 3 * H * K).to(dtype)
+    caches_2BHSK = torch.randn(2, B, S, H, K).to(dtype).transpose(2, 3)            # any strides
     q_BHK, *new_2BHK = qkv_BC.view(B, 3, H, K).unbind(1)
     expected_2BHSK = caches_2BHSK.clone()
     for b, length in enumerate(lengths):
@@ -339,7 +321,6 @@ def test_operators_are_registered_as_torch_requires():
                                 (gelu_linear_op, (x, row, w, bias)),
                                 (linear_cross_entropy_op, (x, w, targets, True, 4))):
         torch.library.opcheck(operator, arguments, test_utils=tests)
-    torch.library.opcheck(flash_decode_op, (torch.ones(1, 2, 64), *caches, length, 0.1), test_utils=tests[:3])
     torch.library.opcheck(append_and_decode, (torch.ones(1, 384), *caches, length, 0.1), test_utils=tests[:3])
     torch.library.opcheck(matvec, (torch.ones(2, 40), w.detach(), None, bias.detach(), True), test_utils=tests[:3])
     torch.library.opcheck(cross_entropy_, (random(6, 40).detach(), targets, True), test_utils=tests[:3])
@@ -433,14 +414,11 @@ def test_a_block_can_take_torchs_attention_instead():
     [block], x_BTD = tiny_model(n_embd=64, n_head=1, n_layer=1).train().h, random(1, 9, 64)
     block.compile(backend="aot_eager", fullgraph=True)
     results = []
-    for name in ("triton", "sdpa"):
-        block.kernels = transformer.with_attention(name)
+    for block.kernels in (transformer, kernels_with_sdpa()):
         out_BTD = block(x_BTD)
         results.append((out_BTD, *torch.autograd.grad(out_BTD.square().sum(), [x_BTD, *block.parameters()])))
     for ours, torchs in zip(*results, strict=True):
         assert_close(ours, torchs, torch.float32)
-    with pytest.raises(UserError, match="flex: choose from triton, sdpa"):
-        transformer.with_attention("flex")
 
 
 @pytest.mark.parametrize("documents", [False, True])
