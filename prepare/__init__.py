@@ -7,7 +7,7 @@ qa.py            the multiple-choice questions of all benchmarks, in one format
 hub_qa.py        its downloads from the Hugging Face hub
 sections.py      its command `sections`: a task made from structured abstracts
 answers.py       questions with answers in words, for finetune_answers.py
-export.py        a model as a GGUF file for llama.cpp
+export.py        a model as a GGUF file for llama.cpp, or as a repository on the Hugging Face hub
 demo.py          the small world of `make demo`: text, tokenizer and questions
 demo_words.py    the demo's language
 demo_facts.py    the demo's facts

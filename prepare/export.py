@@ -1,11 +1,11 @@
-"""A model's folder as one GGUF file, for llama.cpp and Ollama.
+"""A model's folder for other programs: one GGUF file for llama.cpp and Ollama, or a repository on the Hugging Face hub.
 
     python prepare/export.py gguf --model out/demo/model --out model.gguf --dtype q8_0
+    python prepare/export.py push --folder out/demo/model --name somebody/model
 
 Teaches what a GGUF file needs: the shape, the vocabulary and the tensors under llama.cpp's names. llama.cpp computes
 GPT-2 without BioMedLM's 1/(layer + 1), so that factor is multiplied into the query weights first.
-Not here: reading the folder (baselines/__init__.py), its files (plumbing/huggingface.py). For a repository on the
-Hugging Face hub huggingface_hub's own command is enough: `hf upload OWNER/NAME out/demo/model --private`.
+Not here: reading the folder (baselines/__init__.py), its files (plumbing/huggingface.py).
 
 The `gguf` package is optional: pip install gguf.
 """
@@ -126,9 +126,35 @@ def write_tensor(library, writer, name, tensor, dtype):
         writer.add_tensor(name, library.quants.quantize(array, kind), raw_dtype=kind)
 
 
+def push(folder: Path, name: str, private: bool = True):
+    """Upload a model's folder to the Hugging Face hub, into a repository that is made if it does not exist.
+
+    Args:
+        folder: a folder with config.json, weights and tokenizer, such as out/model
+        name: the repository, OWNER/NAME; log in first with `hf auth login`
+        private: whether a new repository is private
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+    for file in ("config.json", "README.md"):
+        if not (folder / file).is_file():
+            raise UserError(f"{folder}: no {file} in it; publish a model with its configuration and model card")
+    if not any(folder.glob("*.safetensors")):
+        raise UserError(f"{folder}: no *.safetensors in it")
+    api = HfApi()
+    try:
+        api.create_repo(name, private=private, exist_ok=True)
+        done = api.upload_folder(repo_id=name, folder_path=folder,
+                                 allow_patterns=["*.json", "*.safetensors", "merges.txt", "vocab.txt", "README.md"])
+    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{name}: the Hugging Face hub did not take it ({reason})") from error
+    print(f"{folder} is now {done.commit_url if hasattr(done, 'commit_url') else name}")
+
+
 def main():
     with speaking_to_the_user():
-        tyro.extras.subcommand_cli_from_dict({"gguf": gguf})
+        tyro.extras.subcommand_cli_from_dict({"gguf": gguf, "push": push})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""An exported model is the same model: shape, vocabulary and weights."""
+"""An exported model is the same model: shape, vocabulary and weights; and only whole folders are uploaded."""
 import json
 
 import numpy as np
@@ -104,6 +104,37 @@ def test_without_the_gguf_package_the_message_says_what_to_install(folder, tmp_p
     with pytest.raises(UserError, match="pip install gguf"):
         export.gguf(str(folder), tmp_path / "model.gguf")
     assert not (tmp_path / "model.gguf").exists()
+
+
+def test_push_uploads_a_whole_folder_and_refuses_one_without_its_card(folder, monkeypatch):
+    calls = []
+
+    class Hub:
+        def create_repo(self, name, **settings):
+            calls.append(("create", name, settings))
+
+        def upload_folder(self, **settings):
+            calls.append(("upload", settings))
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    with pytest.raises(UserError, match="README.md"):
+        export.push(folder, "somebody/model")
+    assert calls == []
+    write_model_card(folder, {"Scores": {"MedQA": 0.5}})
+    export.push(folder, "somebody/model")
+    assert calls[0] == ("create", "somebody/model", {"private": True, "exist_ok": True})
+    assert calls[1][1]["repo_id"] == "somebody/model" and "*.safetensors" in calls[1][1]["allow_patterns"]
+
+
+def test_a_hub_that_refuses_is_one_line(folder, monkeypatch):
+    class Hub:
+        def create_repo(self, name, **settings):
+            raise OSError("no network\nand more")
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    write_model_card(folder, {})
+    with pytest.raises(UserError, match=r"somebody/model: .*\(no network\)$"):
+        export.push(folder, "somebody/model")
 
 
 def test_a_model_card_says_what_is_known_and_that_it_is_no_medical_advice(tmp_path):
