@@ -32,7 +32,7 @@ from answers.examples import START, AnswerModel, Example, Reader, read_items, sp
 from answers.extraction import FinetuneSpan, finetune_spans
 from answers.report import assess, summary
 from answers.scores import ranked_answers
-from baselines import load
+from baselines import add_tokens, load
 from plumbing.common import UserError, check_ranges, free, parse_args, say_next, speaking_to_the_user
 from plumbing.runtime import Device, inference_dtype, pick_device
 from sample import WARNING, Sampling, stream
@@ -187,10 +187,7 @@ def finetune(cfg, world, splits):
 def build(cfg):
     """(model with its new token, tokenizer, reader of items)."""
     gpt, tok = load(cfg.model, getattr(torch, cfg.weights), "cpu")
-    n_new = int(START not in tok.specials)
-    if n_new:
-        # The embedding may have more rows than the tokenizer has tokens. The new token comes after all of them.
-        tok.add_special(START, gpt.add_tokens(1))
+    n_new = add_tokens(gpt, tok, [START])
     model = AnswerModel(gpt, tok.eos_id)
     choose_weights(model, cfg, n_new)
     return model, tok, make_reader(cfg, tok, gpt.cfg)

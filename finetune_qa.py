@@ -32,7 +32,7 @@ import torch
 import torch.nn.functional as F
 import tyro
 
-from baselines import load
+from baselines import add_tokens, load
 from plumbing.common import free, parse_args, say_next, speaking_to_the_user, write_json
 from questions.ask import HEAD, Ask, ask
 from questions.format import read_questions, read_test
@@ -184,15 +184,10 @@ def build(cfg, world, seed, files):
         gpt.init_weights(seed)
     labels = labels_of([q for questions in files.values() for q in questions]) if cfg.head == "label" else ()
 
-    # The embedding may have more rows than the tokenizer has tokens. New tokens come after all of them.
-    new = [name for name in reader_for(gpt).NEW_TOKENS[cfg.head] if name not in tok.specials]
-    first_new = gpt.add_tokens(len(new))
-    for i, name in enumerate(new, first_new):
-        tok.add_special(name, i)
-
-    reader = reader_for(gpt)(cfg.head, tok, first_new, min(cfg.max_length, gpt.cfg.n_positions), labels)
+    n_new = add_tokens(gpt, tok, reader_for(gpt).NEW_TOKENS[cfg.head])
+    reader = reader_for(gpt)(cfg.head, tok, min(cfg.max_length, gpt.cfg.n_positions), labels)
     model = Classifier(gpt, reader.pad_id, labels)
-    choose_weights(model, cfg, len(new))
+    choose_weights(model, cfg, n_new)
 
     trees, cut = {}, {}
     for name, questions in files.items():

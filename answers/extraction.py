@@ -26,7 +26,7 @@ from answers.examples import splits_of, unasked
 from answers.report import shown, span_scores
 from answers.scores import best_threshold, squad2_scores
 from answers.spans import SPAN, SpanModel, SpanReader, best_spans, read_off, read_squad, span_loss
-from baselines import load
+from baselines import add_tokens, load
 from plumbing.common import UserError, free, say_next
 from plumbing.huggingface import find_folder, read_tensors
 from training import finetuning
@@ -156,16 +156,15 @@ def build(cfg, seed):
         gpt.init_weights(seed)
 
     names = SPAN if gpt.causal else ("[CLS]", "[SEP]", "[SEP]")
-    new = [name for name in dict.fromkeys(names) if name not in tok.specials]
-    first = gpt.add_tokens(len(new)) if new else 0
-    ids = [tok.add_special(name, first + new.index(name) if name in new else None) for name in names]
+    n_new = add_tokens(gpt, tok, names)
+    ids = [tok.specials[name] for name in names]
 
     model = SpanModel(gpt, ids[-1])
     head = {name.split(".")[1]: tensor for name, tensor in read_tensors(find_folder(cfg.model), head=True)
             if name.startswith("qa_outputs.")}
     if head and not cfg.untrained:
         model.qa_outputs.load_state_dict(head)
-    choose_weights(model, cfg, len(new))
+    choose_weights(model, cfg, n_new)
     if isinstance(gpt.lm_head, torch.nn.Module):       # not used here, but saved with the model
         gpt.lm_head.requires_grad_(False)
 

@@ -57,6 +57,18 @@ def load(name_or_folder, dtype, device, allow_encoders=False):
     return model, tok
 
 
+def add_tokens(model, tok, names):
+    """Add the special tokens that the vocabulary does not have yet, such as [SEP]; returns how many those are.
+
+    They come after all rows of the embedding, which may have more rows than the tokenizer has tokens.
+    """
+    new = [name for name in dict.fromkeys(names) if name not in tok.specials]
+    first = model.add_tokens(len(new)) if new else 0
+    for i, name in enumerate(new, first):
+        tok.add_special(name, i)
+    return len(new)
+
+
 def load_model(name_or_folder, dtype=torch.float32):
     """The model from a local folder or the Hugging Face hub, of any family, in evaluation mode."""
     folder = find_folder(name_or_folder)

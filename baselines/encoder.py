@@ -9,7 +9,7 @@ residual stream (GPT-2 normalises before). A token's type says to which of two t
     ALBERT       narrower, always projected    one, applied n_layer times      D -> E
 
 Not read: BERT's pooler, which belongs to next-sentence prediction, and all heads except that for masked tokens.
-Not here: how questions become rows (questions/encoder_rows.py), pretraining (baselines/pretrain_encoder.py).
+Not here: how questions become rows (questions/packed.py), pretraining (baselines/pretrain_encoder.py).
 
     model = Encoder.from_pretrained("google-bert/bert-base-uncased")
     logits_BTV = model.logits(model.hidden(ids_BT))
@@ -205,10 +205,6 @@ class Encoder(nn.Module):
             self.init_weights(torch.randint(2**31, ()).item())
 
     initial_weights, init_weights, residual = GPT.initial_weights, GPT.init_weights, ()      # all N(0, 0.02)
-
-    @property
-    def device(self):
-        return self.ln_embd.weight.device
 
     def add_tokens(self, n):
         """Append n rows to the embedding. Returns the first new id."""

@@ -102,7 +102,7 @@ def compare(cfg, path, protocol):
 def fitting(folder, asked, positions):
     """The indices of the questions that the model can read whole."""
     tok = load_tokenizer(Path(folder))
-    reader, found = Reader("likelihood", tok, len(tok), positions), []
+    reader, found = Reader("likelihood", tok, positions), []
     for i, q in enumerate(asked):
         before = reader.cut
         reader(q)

@@ -48,7 +48,9 @@ def main(cfg):
         raise UserError(f"{cfg.questions}: {len(questions)} questions, fewer than a batch of {cfg.batch}")
 
     # The batch: eight questions, evenly spread over the lengths.
-    read = Reader("option", tok, len(tok), cfg.max_length)
+    for name in Reader.NEW_TOKENS["option"]:
+        tok.add_special(name)
+    read = Reader("option", tok, cfg.max_length)
     trees = [read(q) for q in questions]
     by_length = sorted(range(len(trees)), key=lambda i: len(trees[i]))
     chosen = [by_length[(2 * i + 1) * len(trees) // (2 * cfg.batch)] for i in range(cfg.batch)]

@@ -145,22 +145,6 @@ def check_folder(folder):
 
 
 @contextmanager
-def lock(path, taken):
-    """Hold a lock on the file `path`; UserError(taken) if another process holds it. It ends with this process."""
-    with open(path, "a") as file:
-        try:
-            if os.name == "nt":
-                import msvcrt
-                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-            else:
-                import fcntl
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(taken) from error
-        yield
-
-
-@contextmanager
 def written_whole(path):
     """Yield a temporary path beside `path`; it takes its real name only if the block ends without an error.
 

@@ -79,7 +79,7 @@ class Answerer:
         self.labels = about["labels"]
         weights = torch.bfloat16 if (config.get("dtype"), self.cfg.dtype) == ("bfloat16",) * 2 else torch.float32
         gpt, tok = load(folder, weights, self.world.device, allow_encoders=True)
-        self.reader = reader_for(gpt)(about["head"], tok, len(tok), about["max_length"], self.labels)
+        self.reader = reader_for(gpt)(about["head"], tok, about["max_length"], self.labels)
         model = Classifier(gpt, self.reader.pad_id, self.labels)
         stored = {name.removeprefix("score."): tensor for name, tensor in read_tensors(folder, head=True)}
         if {name: tensor.shape for name, tensor in stored.items()} != {

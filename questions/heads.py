@@ -6,7 +6,7 @@
 
 The first two are from the paper (section 4). "option" is for questions that each have their own options (MedQA),
 "label" for questions that share their options (yes, no, maybe). "likelihood" needs no fine-tuning (zero_shot.py).
-Not here: how trees become rows (packed.py, encoder_rows.py), the network (model.py, baselines/).
+Not here: how trees become rows (packed.py), the network (model.py, baselines/).
 """
 import math
 from dataclasses import fields, replace
@@ -16,7 +16,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from plumbing.common import UserError
-from questions import encoder_rows, packed
+from questions import packed
 from questions.packed import Tree
 from training.finetuning import outputs_by_length
 
@@ -26,15 +26,15 @@ ENCODER_TOKENS = ("[CLS]", "[SEP]")
 class Reader:
     """Turns questions into trees of ids. `cut` counts the questions that were shortened because they were too long."""
 
-    NEW_TOKENS = {               # tokens that fine-tuning adds to the model; the first gets the id first_new
+    NEW_TOKENS = {               # special tokens that fine-tuning adds to the model
         "option": ("[SEP]", "[PAD]"),
         "label": ("<|CONTEXT|>", "<|QUESTION|>", "<|ANSWER|>", "[PAD]"),
-        "likelihood": ("[PAD]",)}
+        "likelihood": ()}
 
-    def __init__(self, head, tok, first_new, max_length, labels=()):
+    def __init__(self, head, tok, max_length, labels=()):
         self.head, self.tok, self.max_length, self.labels, self.cut = head, tok, max_length, labels, 0
         self.front = list(tok.front)     # the ids that begin every text of some families; GPT-2 has none
-        self.special = {name: tok.specials.get(name, first_new + i) for i, name in enumerate(self.NEW_TOKENS[head])}
+        self.special = {name: tok.specials[name] for name in self.NEW_TOKENS[head]}
         self.pad_id = self.special.get("[PAD]", 0)       # any id will do: no other token sees the padding
 
     def __call__(self, q):
@@ -100,10 +100,10 @@ class EncoderReader(Reader):
 
     NEW_TOKENS = {"option": (), "label": ()}
 
-    def __init__(self, head, tok, first_new, max_length, labels=()):
+    def __init__(self, head, tok, max_length, labels=()):
         if head not in self.NEW_TOKENS:
             raise UserError(f"an encoder has no probability for a text, which --head {head} needs")
-        super().__init__(head, tok, first_new, max_length, labels)
+        super().__init__(head, tok, max_length, labels)
         if missing := [name for name in ENCODER_TOKENS if name not in tok.specials]:
             raise UserError(f"the tokenizer has no {missing[0]}, which an encoder reads before and between texts")
         self.cls, self.sep = tok.specials["[CLS]"], tok.specials["[SEP]"]
@@ -130,7 +130,7 @@ def reader_for(gpt):
 
 def read(gpt, trees, pad_id):
     """(Packed, x_BTD): the trees in rows, and the last hidden state of each token, for both kinds of models."""
-    return (packed.read if gpt.causal else encoder_rows.read)(gpt, trees, pad_id)
+    return (packed.read if gpt.causal else packed.read_by_encoder)(gpt, trees, pad_id)
 
 
 class Classifier(nn.Module):

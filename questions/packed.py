@@ -8,9 +8,12 @@ attention the question never sees an option, and its keys and values are the sam
 with a mask in which each option sees the question and itself, and positions that restart after the question: a tree.
 Several trees share a row, and none sees another. Scores, loss and gradients equal those of separate rows. Only dropout
 differs, because the question has one mask for all its options.
-Not here: what the tokens are and how they are scored (heads.py); rows for an encoder (encoder_rows.py).
+
+In an encoder every token sees all others, so a question's states depend on the option after it. Options cannot share
+their question there: each has a copy of it, and only rows are shared.
+Not here: what the tokens are and how they are scored (heads.py).
 """
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -36,7 +39,8 @@ class Packed:
     """Trees laid into rows. N counts the branches of all trees, in the order of the trees."""
     ids_BT: torch.Tensor             # int64
     position_BT: torch.Tensor        # int64: the token's position in a row of its own
-    visible_BTS: torch.Tensor        # bool: query t sees key s
+    tree_BT: torch.Tensor            # int64: the tree of the token, counted from 1; 0 is padding
+    branch_BT: torch.Tensor          # int64: its branch, counted from 1; 0 is the prefix
     row_N: torch.Tensor              # int64: the row of each branch,
     prefix_end_N: torch.Tensor       # the column of the last token of its prefix,
     branch_end_N: torch.Tensor       # and the column of its own last token
@@ -50,8 +54,21 @@ def row_length(gpt):
 
 def read(gpt, trees, pad_id):
     """(Packed, x_BTD): the trees in rows, and the last hidden state of each token of a causal model."""
-    packed = pack(trees, row_length(gpt), pad_id, gpt.ln_f.weight.device)
-    return packed, gpt.hidden(packed.ids_BT, visible_BTS=packed.visible_BTS, position_BT=packed.position_BT)
+    packed = pack(trees, row_length(gpt), pad_id, gpt.wte.weight.device)
+    visible_BTS = visible(packed.tree_BT, packed.branch_BT)
+    return packed, gpt.hidden(packed.ids_BT, visible_BTS=visible_BTS, position_BT=packed.position_BT)
+
+
+def read_by_encoder(encoder, trees, pad_id):
+    """The same for an encoder. branch_end_N is the column of [CLS], which an encoder's head reads."""
+    texts = [Tree(tree.prefix, [branch]) for tree in trees for branch in tree.branches]
+    packed = pack(texts, row_length(encoder), pad_id, encoder.wte.weight.device)
+    type_BT = packed.branch_BT.clamp(max=encoder.cfg.n_types - 1)
+    visible_BTS = packed.tree_BT[:, :, None] == packed.tree_BT[:, None]
+    x_BTD = encoder.hidden(packed.ids_BT, type_BT, visible_BTS, packed.position_BT)
+    length_N = torch.tensor([len(text) for text in texts], device=x_BTD.device)
+    return replace(packed, branch_end_N=packed.branch_end_N + 1 - length_N,
+                   sizes=[len(tree.branches) for tree in trees]), x_BTD
 
 
 def pack(trees, length, pad_id, device=None):
@@ -72,10 +89,9 @@ def pack(trees, length, pad_id, device=None):
             t += len(part)
             if n:
                 ends[i].append((b, prefix_end, t - 1))
-    row_N, prefix_end_N, branch_end_N = torch.tensor([end for tree_ends in ends for end in tree_ends]).T.to(device)
-    visible_BTS = visible(tree_BT.to(device), branch_BT.to(device))
-    return Packed(ids_BT.to(device), position_BT.to(device), visible_BTS, row_N, prefix_end_N, branch_end_N,
-                  [len(tree.branches) for tree in trees])
+    ends_3N = torch.tensor([end for tree_ends in ends for end in tree_ends]).T     # row_N, prefix_end_N, branch_end_N
+    tensors = (tensor.to(device) for tensor in (ids_BT, position_BT, tree_BT, branch_BT, *ends_3N))
+    return Packed(*tensors, [len(tree.branches) for tree in trees])
 
 
 # ---- Texts in rows ----

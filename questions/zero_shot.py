@@ -52,7 +52,7 @@ def zero_shot(cfg):
     cfg, test = replace(cfg, dtype=inference_dtype(cfg.dtype, world.device)), read_questions(cfg.test)
     asked = [lettered(q) for q in test] if cfg.protocol == "letters" else test
     gpt, tok = load(cfg.model, torch.float32, world.device)
-    reader = Reader("likelihood", tok, len(tok), min(cfg.max_length, gpt.cfg.n_positions))
+    reader = Reader("likelihood", tok, min(cfg.max_length, gpt.cfg.n_positions))
     # TRAP: a new token [PAD] would add a logit to every softmax. Any id will do, because no option sees the padding.
     raw = predict(Likelihood(gpt, pad_id=0), [reader(q) for q in asked], cfg, world)
     raw = [alike(q.options, of_q) for q, of_q in zip(asked, raw, strict=True)]

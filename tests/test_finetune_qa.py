@@ -24,7 +24,7 @@ from questions import heads, packed
 from questions.ask import Ask
 from questions.format import Question, read_questions, write_questions
 from questions.heads import Classifier, Reader
-from questions.packed import Tree, first_fit, pack
+from questions.packed import Tree, first_fit, pack, visible
 from questions.report import left_out_of_pretraining
 from questions.zero_shot import ZeroShot
 from tokenizer import Tokenizer
@@ -109,7 +109,7 @@ def test_rows_are_filled_first_fit_and_no_token_is_read_twice():
     assert rows.ids_BT.shape == (3, 52) and int((rows.ids_BT > 0).sum()) == sum(map(len, trees))
     assert first_fit([7, 52, 22, 8, 32], 52) == [[1], [4, 3, 0], [2]]
     assert pack([Tree([1] * 10, [[2]])] * 6, 50, 0).ids_BT.shape == (2, 33), "3 and 3 rather than 4 and 2"
-    assert rows.visible_BTS.any(-1).all(), "a query that sees nothing is nan"
+    assert visible(rows.tree_BT, rows.branch_BT).any(-1).all(), "a query that sees nothing is nan"
 
 
 def test_mixed_option_counts_give_the_mean_of_each_questions_own_loss():
@@ -126,9 +126,16 @@ def test_the_padding_token_has_no_influence():
     torch.testing.assert_close(model(QUESTIONS), before, atol=0, rtol=0)
 
 
-def test_trees_are_question_sep_option_sep_and_long_questions_keep_their_end(folder):
+def with_tokens(folder, head):
     tok = Tokenizer.load(folder)
-    tree = Reader("option", tok, 301, 64)
+    for name in Reader.NEW_TOKENS[head]:
+        tok.add_special(name)
+    return tok
+
+
+def test_trees_are_question_sep_option_sep_and_long_questions_keep_their_end(folder):
+    tok = with_tokens(folder, "option")
+    tree = Reader("option", tok, 64)
     q = Question("1", "Aspirin.", "Insulin lowers", ["blood", "glucose"], 0)
     question = tok.encode("Aspirin. Insulin lowers").tolist()
     assert tree(q) == Tree([*question, SEP], [[*tok.encode(f" {o}").tolist(), SEP] for o in q.options])
@@ -138,8 +145,8 @@ def test_trees_are_question_sep_option_sep_and_long_questions_keep_their_end(fol
 
 
 def test_the_label_form_is_context_question_answer_and_a_long_context_goes_before_the_question_does(folder):
-    tok = Tokenizer.load(folder)
-    tree = Reader("label", tok, 301, 64, ["maybe", "no", "yes"])
+    tok = with_tokens(folder, "label")
+    tree = Reader("label", tok, 64, ["maybe", "no", "yes"])
     q = Question("1", "Aspirin.", "Insulin lowers", ["yes", "no"], 0)
     context, question = tok.encode("Aspirin.").tolist(), tok.encode("Insulin lowers").tolist()
     assert tree(q) == Tree([301, *context, 302, *question], [[303]], (2, 1))
@@ -151,7 +158,7 @@ def test_the_label_form_is_context_question_answer_and_a_long_context_goes_befor
 
 def test_an_option_longer_than_the_row_is_named_with_its_question(folder):
     with pytest.raises(UserError, match="question q7: an option alone has more than the 64 tokens"):
-        Reader("option", Tokenizer.load(folder), 301, 64)(Question("q7", "", "Which?", ["a", "Aspirin " * 100], 0))
+        Reader("option", with_tokens(folder, "option"), 64)(Question("q7", "", "Which?", ["a", "Aspirin " * 100], 0))
 
 
 def test_a_label_score_is_that_of_the_options_class_whatever_its_place():
@@ -300,7 +307,7 @@ def test_an_interrupted_run_goes_on_to_the_result_of_an_undisturbed_one(cfg, tmp
     monkeypatch.setattr(finetuning, "learning_rate", stopped)
     with pytest.raises(KeyboardInterrupt, match="saved seed 1 after step 5"):
         finetune_qa.main(cfg)
-    with pytest.raises(UserError, match="interrupted run with epochs = 3, now it is 4"):
+    with pytest.raises(UserError, match="made with epochs = 3, now it is 4"):
         finetune_qa.main(replace(cfg, epochs=4))
     calls.clear()
     monkeypatch.setattr(finetuning, "learning_rate", lambda *args: calls.append(args) or rate(*args))

@@ -15,13 +15,14 @@ import pytest
 import torch
 import transformers
 from conftest import NoFloat64, needs_new_torch, run_script, tiny_config
+from filelock import FileLock
 from launched import Launch, launched
 
 import train
 from data import write_shard
 from model import GPT
 from plumbing import runtime
-from plumbing.common import UserError, lock
+from plumbing.common import UserError
 from tokenizer import Tokenizer
 from training.checkpoint import complete_checkpoints as checkpoints
 from training.monitor import Outliers, known_chip
@@ -325,7 +326,7 @@ def test_a_run_may_begin_anew_from_its_own_result(cfg, whole):
 
 
 def test_a_second_run_on_the_same_folder_is_refused_while_the_first_lives(cfg, whole):
-    with lock(Path(cfg.out) / ".lock", "taken"), pytest.raises(UserError, match="another run"):
+    with FileLock(Path(cfg.out) / ".lock"), pytest.raises(UserError, match="another run"):
         train.main(replace(cfg, steps=20))
     assert len(train.main(replace(cfg, steps=12))) == 2
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from filelock import FileLock, Timeout
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -28,7 +29,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.tensor import DTensor
 
-from plumbing.common import UserError, check_folder, lock, read_object, write_json
+from plumbing.common import UserError, check_folder, read_object, write_json
 from plumbing.huggingface import write_model_card
 
 NAME = "[0-9]" * 8
@@ -47,8 +48,11 @@ def the_only_run(out, world):
         yield
         return
     check_folder(out)
-    with lock(Path(out) / ".lock", f"{out}: another run is writing to it; choose another --out, or wait for it"):
-        yield
+    try:
+        with FileLock(Path(out) / ".lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise UserError(f"{out}: another run is writing to it; choose another --out, or wait for it") from error
 
 
 def is_first_start():

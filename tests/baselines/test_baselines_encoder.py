@@ -214,7 +214,7 @@ def test_rows_are_shared_by_texts_that_do_not_see_each_other():
 def test_the_label_form_is_question_then_context_whose_end_goes_first(folders):
     tok = load_tokenizer(folders["bert"])
     cls, sep = tok.specials["[CLS]"], tok.specials["[SEP]"]
-    tree = EncoderReader("label", tok, 0, 16, ["no", "yes"])
+    tree = EncoderReader("label", tok, 16, ["no", "yes"])
     q = Question("1", "Aspirin inhibits. " * 4, "Is it?", ["yes", "no"], 0)
     question, context = tok.encode("Is it?").tolist(), tok.encode(q.context).tolist()
     assert tree(q).prefix == [cls, *question, sep] and tree(q).classes == (1, 0) and tree.cut == 2
@@ -259,7 +259,7 @@ def test_an_encoder_is_not_asked_to_write(folders):
     with pytest.raises(UserError, match="an encoder cannot write text"):
         load(folders["bert"], torch.float32, "cpu")
     with pytest.raises(UserError, match="no probability for a text"):
-        EncoderReader("likelihood", load_tokenizer(folders["bert"]), 0, 16)
+        EncoderReader("likelihood", load_tokenizer(folders["bert"]), 16)
 
 
 # ---- Pretraining ----
