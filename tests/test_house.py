@@ -24,10 +24,15 @@ FILES = [ROOT / name for name in subprocess.run(["git", "ls-files", "*.py"], cwd
 SOURCES = [path for path in FILES if path.relative_to(ROOT).parts[0] != "tests"]
 
 
+@functools.cache
+def tree_of(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def next_commands():
     """The commands that scripts name at their end. What is only known then is X, or else a task."""
     for path in SOURCES:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "say_next":
                 words = " ".join(arg.value if isinstance(arg, ast.Constant) else "X" for arg in node.args
                                  if not isinstance(arg, ast.Starred))
@@ -91,7 +96,7 @@ def room_of(path):
 
 def imported_rooms(path):
     """The rooms whose modules a file imports, anywhere in it."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree_of(path)):
         modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else \
             [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         yield from (module.split(".")[0] for module in modules)
@@ -113,7 +118,7 @@ def test_no_files_import_each_other_in_a_circle():
     modules = {name.removesuffix(".__init__"): path for path, name in names.items()}
 
     def neighbours(path):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(tree_of(path)):
             names = []
             if isinstance(node, ast.ImportFrom) and node.module:
                 names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
@@ -133,7 +138,7 @@ def test_no_files_import_each_other_in_a_circle():
 
 @pytest.mark.parametrize("room", SIGNED)
 def test_a_rooms_door_sign_lists_its_files(room):
-    sign = ast.get_docstring(ast.parse((ROOT / room / "__init__.py").read_text(encoding="utf-8")))
+    sign = ast.get_docstring(tree_of(ROOT / room / "__init__.py"))
     listed = set(re.findall(r"^(\w+\.py)\s{2,}\S", sign, re.M))
     assert listed == {path.name for path in SOURCES if path.parent == ROOT / room} - {"__init__.py"}
 
@@ -150,7 +155,7 @@ def test_the_readme_fits_160_lines():
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_every_file_opens_with_what_it_is_for_and_has_no_globals(path):
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = tree_of(path)
     assert ast.get_docstring(tree), "open with what the file teaches"
     for node in ast.walk(tree):
         assert not isinstance(node, ast.Global), f"line {node.lineno}: globals hide what a function reads"
@@ -178,7 +183,7 @@ EXERCISES = (ROOT / "EXERCISES.md").read_text(encoding="utf-8")
 
 @pytest.mark.parametrize("file, name", re.findall(r"^### \d+\. ([\w/]+\.py): (?:.*`)([\w.]+)`", EXERCISES, re.M))
 def test_every_exercise_names_what_there_is(file, name):
-    tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+    tree = tree_of(ROOT / file)
     assert name.split(".")[-1] in {node.name for node in ast.walk(tree) if isinstance(node, DEFINITIONS)}
 
 

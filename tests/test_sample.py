@@ -7,7 +7,8 @@ import shutil
 import pytest
 import torch
 import transformers
-from conftest import NoFloat64, run_script, tiny_folder, tiny_model
+from conftest import NoFloat64, tiny_folder, tiny_model
+from launched import launched
 
 import sample
 from model import GPT
@@ -343,5 +344,5 @@ def test_a_tokenizer_of_another_model_is_noticed(folder, tmp_path):
 
 
 def test_an_error_is_one_line_and_code_2(tmp_path):
-    finished = run_script("sample.py", "--model", tmp_path, "--prompt", "x")
+    finished = launched("sample.py", "--model", tmp_path, "--prompt", "x")
     assert finished.returncode == 2 and finished.stderr.startswith("error: ") and finished.stderr.count("\n") == 1

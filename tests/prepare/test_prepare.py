@@ -2,16 +2,15 @@
 import gzip
 import json
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import zstandard
+from launched import launched
 
 from data import open_shard
-from plumbing.common import ROOT, UserError, parse_args
+from plumbing.common import UserError, parse_args
 from plumbing.documents import Bad, documents, lines
 from prepare import pubmed, qa
 from tokenizer import Tokenizer
@@ -220,7 +219,7 @@ def test_a_vocabulary_beyond_uint16_and_missing_files_are_errors(tok, tmp_path, 
 
 def test_the_command_speaks_one_line_and_ends_with_2(tok, tmp_path):
     flags = ["--inputs", "none.jsonl", "--tokenizer", tok[0], "--out", tmp_path / "out"]
-    done = subprocess.run([sys.executable, "prepare/pubmed.py", *flags], cwd=ROOT, capture_output=True, text=True)
+    done = launched("prepare/pubmed.py", *flags)
     assert done.returncode == 2 and done.stderr.startswith("error: none.jsonl") and done.stderr.count("\n") == 1
     parsed = parse_args(pubmed.Prepare, argv=["--inputs", "a", "b", "--tokenizer", "t", "--out", "o"])
     assert parsed.inputs == (Path("a"), Path("b"))
@@ -499,6 +498,5 @@ def test_files_without_questions_are_errors_that_say_what_to_do(tmp_path):
     stops("--keep-ids", convert, "pubmedqa", tmp_path, '{"1": "yes"}', "in.json")
     stops("git lfs pull", convert, "medqa", tmp_path, "version https://git-lfs.github.com/spec/v1\n")
     stops("no such file", qa.main, qa.Questions("medqa", tmp_path / "none.jsonl", tmp_path / "out.jsonl"))
-    command = [sys.executable, "prepare/qa.py", "mmlu", "none.csv", tmp_path / "out.jsonl"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = launched("prepare/qa.py", "mmlu", "none.csv", tmp_path / "out.jsonl")
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "none.csv" in done.stderr

@@ -2,7 +2,7 @@
 import json
 
 import pytest
-from conftest import run_script
+from launched import launched
 
 from answers.examples import read_items, splits_of
 from plumbing.common import UserError
@@ -65,7 +65,7 @@ def test_a_file_of_another_kind_is_named(tmp_path):
     for task in ("medquad", "meqsum", "bioasq"):
         with pytest.raises(UserError, match="in.jsonl"):
             main(Answers(task, tmp_path / "in.jsonl", tmp_path / "out.jsonl"))
-    done = run_script("prepare/answers.py", "meqsum", tmp_path / "nowhere.csv", tmp_path / "out.jsonl")
+    done = launched("prepare/answers.py", "meqsum", tmp_path / "nowhere.csv", tmp_path / "out.jsonl")
     assert done.returncode == 2 and "no such file" in done.stderr and not (tmp_path / "out.jsonl").exists()
 
 
