@@ -13,8 +13,8 @@ from transformers import GPT2LMHeadModel
 import finetune_answers
 from answers.examples import START, AnswerModel, Example, Item, Reader, read_items, splits_of, windows
 from baselines import load
-from finetune_answers import PRESETS, Answer, FinetuneAnswers
-from plumbing.common import UserError, parse_args
+from finetune_answers import Answer, FinetuneAnswers
+from plumbing.common import UserError
 from tokenizer import Tokenizer
 from training import finetuning
 from training.parallel import World
@@ -248,10 +248,3 @@ def test_a_line_that_is_no_item_is_named(tmp_path, line, message):
 def test_settings_that_cannot_work_are_named(cfg, changes, message):
     with pytest.raises(UserError, match=message):
         finetune_answers.main(replace(cfg, **changes))
-
-
-def test_a_file_of_ones_own_is_a_preset():
-    words = finetune_answers.with_file(["a/mine.jsonl", "--decode", "sample", "--out", "here"])
-    cfg = parse_args(FinetuneAnswers, PRESETS, words)
-    assert (cfg.data, cfg.out, cfg.decode) == ("a/mine.jsonl", "here", "sample")
-    assert finetune_answers.with_file(["meqsum"]) == ["meqsum"]
