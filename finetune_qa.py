@@ -33,7 +33,7 @@ import torch.nn.functional as F
 import tyro
 
 from baselines import add_tokens, load
-from plumbing.common import free, parse_args, say_next, speaking_to_the_user, write_json
+from plumbing.common import free, run_script, say_next, write_json
 from questions.ask import HEAD, Ask, ask
 from questions.format import read_questions, read_test
 from questions.heads import Classifier, labels_of, predict, reader_for
@@ -211,5 +211,4 @@ def score_file(cfg):
 
 
 if __name__ == "__main__":
-    with speaking_to_the_user():
-        main(parse_args(FinetuneQA, PRESETS))
+    run_script(main, FinetuneQA, PRESETS)

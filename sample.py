@@ -23,7 +23,7 @@ from typing import Literal
 import torch
 
 from baselines import load
-from plumbing.common import UserError, check_ranges, free, parse_args, speaking_to_the_user
+from plumbing.common import UserError, check_ranges, free, run_script
 from plumbing.runtime import Device, inference_dtype, pick_device, precise_dtype
 from sampling.cache import KVCache
 from sampling.choice import choose_layout, choose_threads
@@ -310,5 +310,4 @@ def converse(cfg, model, tok):
 
 
 if __name__ == "__main__":
-    with speaking_to_the_user():
-        main(parse_args(Sample))
+    run_script(main, Sample)

@@ -37,9 +37,8 @@ from plumbing.common import (
     collecting_by_hand,
     fixed_settings,
     free,
-    parse_args,
+    run_script,
     say_next,
-    speaking_to_the_user,
     written_whole,
 )
 from plumbing.huggingface import find_folder, matched
@@ -370,5 +369,4 @@ def save_model(cfg, world, model, network, last_evaluation):
 
 
 if __name__ == "__main__":
-    with speaking_to_the_user():
-        main(parse_args(Train, PRESETS))
+    run_script(main, Train, PRESETS)

@@ -26,23 +26,16 @@ import torch
 import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))   # run as a script, Python looks in baselines/ alone
-from baselines import load_tokenizer  # noqa: E402
-from baselines.encoder import Encoder, EncoderConfig  # noqa: E402
-from data import Corpus  # noqa: E402
-from plumbing.common import (  # noqa: E402
-    UserError,
-    check_ranges,
-    fixed_settings,
-    free,
-    parse_args,
-    say_next,
-    speaking_to_the_user,
-    written_whole,
-)
-from plumbing.runtime import Device, autocast, matrix_dtype, pick_device, stop_on_signals  # noqa: E402
-from training.checkpoint import Checkpoints, set_aside  # noqa: E402
-from training.monitor import forget_steps  # noqa: E402
-from training.parallel import World  # noqa: E402
+# ruff: noqa: E402
+
+from baselines import load_tokenizer
+from baselines.encoder import Encoder, EncoderConfig
+from data import Corpus
+from plumbing.common import UserError, check_ranges, fixed_settings, free, run_script, say_next, written_whole
+from plumbing.runtime import Device, autocast, matrix_dtype, pick_device, stop_on_signals
+from training.checkpoint import Checkpoints, set_aside
+from training.monitor import forget_steps
+from training.parallel import World
 
 NEW_TOKENS = ("[CLS]", "[SEP]", "[MASK]", "[PAD]")
 
@@ -183,5 +176,4 @@ def evaluate(model, val, cfg, tok, device):
 
 
 if __name__ == "__main__":
-    with speaking_to_the_user():
-        main(parse_args(PretrainEncoder))
+    run_script(main, PretrainEncoder)

@@ -13,7 +13,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
 from contextlib import contextmanager
 from dataclasses import asdict, field, fields
 from pathlib import Path
@@ -101,6 +100,12 @@ def speaking_to_the_user():
         sys.exit(1)
 
 
+def run_script(main, config, presets=None, argv=None):
+    """Run a script: `main` with the settings from the command line, as parse_args reads them."""
+    with speaking_to_the_user():
+        return main(parse_args(config, presets, argv))
+
+
 def prepare_streams():
     """Characters that the terminal cannot show are printed as \\u escapes, and bytes of stdin that are not UTF-8 are
     read as halves of surrogate pairs, which can be named in an error. Python sets a closed stream to None."""
@@ -131,17 +136,6 @@ def collecting_by_hand():
 def say_next(*words):
     """Print the command that goes on from what a script has just written. words: as on the command line, unquoted."""
     print(f"next: {shlex.join(map(str, ['python', *words]))}", flush=True)
-
-
-def check_folder(folder):
-    """Create `folder` if it is missing; UserError unless files can be written into it."""
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(f"{folder}: cannot write there ({error.strerror}); choose another folder") from error
 
 
 @contextmanager

@@ -257,7 +257,10 @@ def open_model(model_class, folder):
     added = {name: stored.pop(name) for name in [*stored] if name.startswith(adapters.PREFIX)}
     tensors = {model_class.our_name(name): tensor for name, tensor in stored.items()}
     tensors.pop(None, None)
-    adapter = read_adapter(folder, added, model_class) if is_adapter(folder) else None
+    adapter = None
+    if is_adapter(folder):
+        path = folder / adapters.CONFIG
+        adapter = adapters.Adapter(path, read_object(path, "an adapter's settings"), added, model_class)
     if adapter and "wte.weight" in tensors:
         tensors.setdefault("lm_head.weight", tensors["wte.weight"])     # an adapter may replace one of the two alone
         tensors |= adapter.replaced
@@ -275,11 +278,6 @@ def open_model(model_class, folder):
             raise UserError(f"{folder}: lm_head.weight differs from wte.weight; this model ties them")
     tensors = {name: p.t() if name.endswith(model_class.transposed) else p for name, p in tensors.items()}
     return model, adapter.merged(tensors) if adapter else tensors
-
-
-def read_adapter(folder, tensors, model_class):
-    path = folder / adapters.CONFIG
-    return adapters.Adapter(path, read_object(path, "an adapter's settings"), tensors, model_class)
 
 
 def save_model(model, folder, cfg, change=lambda name, tensor: tensor, head=None):

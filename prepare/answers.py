@@ -28,7 +28,7 @@ import tyro
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))   # run as a script, Python looks in prepare/ alone
 from answers.examples import SHARES, Item, splits_of, unasked  # noqa: E402
 from answers.spans import read_squad  # noqa: E402
-from plumbing.common import UserError, parse_args, say_next, speaking_to_the_user, write_json_lines  # noqa: E402
+from plumbing.common import UserError, run_script, say_next, write_json_lines  # noqa: E402
 from prepare.qa import converted, read_records  # noqa: E402
 
 
@@ -142,5 +142,4 @@ def report(divided):
 
 
 if __name__ == "__main__":
-    with speaking_to_the_user():
-        main(parse_args(Answers))
+    run_script(main, Answers)

@@ -31,18 +31,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the repository's modules, before those of prepare/
 # ruff: noqa: E402
 
-from data import write_shard
-from plumbing.common import (
-    UserError,
-    check_ranges,
-    parse_args,
-    read_json,
-    say_next,
-    speaking_to_the_user,
-    write_json,
-    write_json_lines,
-    written_whole,
-)
+from data import read_meta, write_shard
+from plumbing.common import UserError, check_ranges, run_script, say_next, write_json, write_json_lines, written_whole
 from prepare.demo_facts import ALSO_TRUE, FACTS, RELATIONS
 from prepare.demo_words import QUESTIONS, SCENES, SENTENCES
 from questions.format import Question, write_questions
@@ -279,9 +269,7 @@ def check(cfg):
     check_ranges(cfg, ("documents_per_entity", "questions_per_fact"), vocab_size=(257, 1 << 16), val_percent=(0.1, 99))
     out = Path(cfg.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        made = out / "meta.json"
-        meta = read_json(made, "what prepare/demo.py wrote") if made.is_file() else None
-        if not isinstance(meta, dict) or meta.get("made_by") != "prepare/demo.py":
+        if read_meta(out).get("made_by") != "prepare/demo.py":
             raise UserError(f"{out}: contains files that prepare/demo.py did not write; choose another --out")
 
 
@@ -302,5 +290,4 @@ def report(entities, parts, questions, meta, tok, cfg):
 
 
 if __name__ == "__main__":
-    with speaking_to_the_user():
-        main(parse_args(Demo))
+    run_script(main, Demo)

@@ -39,7 +39,11 @@ def gguf(model: str, out: Path, dtype: Literal["f32", "f16", "q8_0"] = "f16"):
         out: file to write
         dtype: of the matrices: q8_0 is 8 bits with a scale for every 32 weights; vectors stay f32
     """
-    library = gguf_library()
+    try:
+        import gguf as library
+    except ImportError as error:
+        raise UserError("the gguf package is not installed; `pip install gguf` in the environment that runs this"
+                        ) from error
     gpt, tok = load(model, torch.float32, "cpu")
     if type(gpt) is not GPT or not getattr(tok, "merges", None):
         raise UserError(f"{model}: only GPT-2 models with a byte-level vocabulary and merges are exported here; use "
@@ -58,15 +62,6 @@ def gguf(model: str, out: Path, dtype: Literal["f32", "f16", "q8_0"] = "f16"):
     print(f"{out}: {out.stat().st_size:,} bytes\n"
           f"llama.cpp  llama-completion -m {out} -p TEXT\n"
           f"Ollama     a file Modelfile beside it with the line FROM ./{out.name}, then ollama create NAME")
-
-
-def gguf_library():
-    try:
-        import gguf as library
-    except ImportError as error:
-        raise UserError("the gguf package is not installed; `pip install gguf` in the environment that runs this"
-                        ) from error
-    return library
 
 
 def write_shape(writer, cfg, dtype):

@@ -37,15 +37,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the repositor
 
 from baselines import load_tokenizer
 from data import write_shard
-from plumbing.common import (
-    UserError,
-    check_ranges,
-    parse_args,
-    say_next,
-    speaking_to_the_user,
-    write_json,
-    written_whole,
-)
+from plumbing.common import UserError, check_ranges, run_script, say_next, write_json, written_whole
 from plumbing.documents import EMPTY, Bad, Record, files_in, parse, pmid, records
 from prepare.download import Download, download
 from prepare.exclude import Excluded, read_excluded
@@ -306,8 +298,7 @@ def report(cfg, meta, seconds):
 
 
 if __name__ == "__main__":
-    with speaking_to_the_user():
-        if sys.argv[1:2] == ["download"]:
-            download(parse_args(Download, argv=sys.argv[2:]))
-        else:
-            main(parse_args(Prepare))
+    if sys.argv[1:2] == ["download"]:
+        run_script(download, Download, argv=sys.argv[2:])
+    else:
+        run_script(main, Prepare)

@@ -32,7 +32,7 @@ import tyro
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the repository's modules, before those of prepare/
 # ruff: noqa: E402
 
-from plumbing.common import UserError, parse_args, read_json, say_next, speaking_to_the_user
+from plumbing.common import UserError, read_json, run_script, say_next
 from prepare.hub_qa import fetch
 from prepare.sections import Sections, make_sections
 from questions.format import Question, write_questions
@@ -324,8 +324,7 @@ def report(cfg, questions, n_bad):
 
 
 if __name__ == "__main__":
-    with speaking_to_the_user():
-        if sys.argv[1:2] == ["sections"]:
-            make_sections(parse_args(Sections, argv=sys.argv[2:]))
-        else:
-            main(parse_args(Questions))
+    if sys.argv[1:2] == ["sections"]:
+        run_script(make_sections, Sections, argv=sys.argv[2:])
+    else:
+        run_script(main, Questions)

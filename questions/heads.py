@@ -106,22 +106,18 @@ class EncoderReader(Reader):
         super().__init__(head, tok, max_length, labels)
         if missing := [name for name in ENCODER_TOKENS if name not in tok.specials]:
             raise UserError(f"the tokenizer has no {missing[0]}, which an encoder reads before and between texts")
-        self.cls, self.sep = tok.specials["[CLS]"], tok.specials["[SEP]"]
-
-    def option(self, q):
-        options = [[*self.ids(" " + option.strip()), self.sep] for option in q.options]
-        question = self.ids(f"{q.context.strip()} {q.question.strip()}".strip())
-        return Tree([self.cls, *self.end_of(question, self.max_length - 2 - max(map(len, options))), self.sep], options)
+        self.front, self.special = [tok.specials["[CLS]"]], {"[SEP]": tok.specials["[SEP]"]}
 
     def label(self, q):
+        sep = self.special["[SEP]"]
         question, context = self.ids(q.question.strip()), self.ids(q.context.strip())
         room = self.max_length - 3 - len(question)
         if room < 1:                     # no room for any context, nor for the whole question
-            prefix, context = [self.cls, *self.end_of(question, self.max_length - 2), self.sep], []
+            prefix, context = [*self.front, *self.end_of(question, self.max_length - 2), sep], []
         else:
             self.cut += len(context) > room
-            prefix, context = [self.cls, *question, self.sep], context[:room]
-        return Tree(prefix, [[*context, self.sep] if context else []], self.classes(q))
+            prefix, context = [*self.front, *question, sep], context[:room]
+        return Tree(prefix, [[*context, sep] if context else []], self.classes(q))
 
 
 def reader_for(gpt):

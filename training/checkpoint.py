@@ -29,7 +29,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.tensor import DTensor
 
-from plumbing.common import UserError, check_folder, read_object, write_json
+from plumbing.common import UserError, read_object, write_json
 from plumbing.huggingface import write_model_card
 
 NAME = "[0-9]" * 8
@@ -47,12 +47,18 @@ def the_only_run(out, world):
     if world.rank:
         yield
         return
-    check_folder(out)
+    lock = FileLock(Path(out) / ".lock", timeout=0)
     try:
-        with FileLock(Path(out) / ".lock", timeout=0):
-            yield
+        Path(out).mkdir(parents=True, exist_ok=True)
+        lock.acquire()
     except Timeout as error:
         raise UserError(f"{out}: another run is writing to it; choose another --out, or wait for it") from error
+    except OSError as error:
+        raise UserError(f"{out}: cannot write there ({error.strerror}); choose another folder") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def is_first_start():
@@ -155,8 +161,10 @@ class Checkpoints:
         """
         found = self.agreed_checkpoints()
         for folder in reversed(found):
-            saved = self.settings_of(folder)
-            if saved is None:
+            try:
+                saved = read_object(folder / "settings.json", "the settings of a checkpoint")
+            except UserError as error:
+                self.say_damaged(folder, error)
                 continue
             check_same_run(folder, saved, fixed, steps)
 
@@ -180,14 +188,6 @@ class Checkpoints:
         if found:
             raise UserError(f"{self.out}/checkpoints: none of {len(found)} can be read; --restart begins anew")
         return 0, {}
-
-    def settings_of(self, folder):
-        """settings.json of a checkpoint; None, and a line for the user, if it is damaged."""
-        try:
-            return read_object(folder / "settings.json", "the settings of a checkpoint")
-        except UserError as error:
-            self.say_damaged(folder, error)
-            return None
 
     def agreed_checkpoints(self):
         """The checkpoints that the first process sees. UserError if another process does not see the same."""

@@ -113,7 +113,8 @@ def fine_tune(cfg, world, seed, folder, model, n_train, loss_of, evaluate, fixed
         for step in range(first, steps):
             # Dropout depends on the step and the process only, so a resumed run draws the same masks.
             torch.manual_seed(zlib.crc32(f"{seed} {step} {world.rank}".encode()))
-            set_rate(optimizer, learning_rate(step, steps, cfg))
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, steps, cfg)
 
             # forward and backward
             epoch, batch = batch_of(step, n_train, cfg.batch_size, seed)
@@ -186,11 +187,6 @@ def learning_rate(step, steps, cfg):
     """Linear warm-up over the first part of the run, then linear decay to 0."""
     warmup = max(1, round(cfg.warmup_ratio * steps))
     return cfg.learning_rate * min((step + 1) / warmup, (steps - step) / max(1, steps - warmup + 1))
-
-
-def set_rate(optimizer, rate):
-    for group in optimizer.param_groups:
-        group["lr"] = rate
 
 
 # ---- Examples, a few at a time ----

@@ -17,6 +17,7 @@ from model import GPT, linears
 from plumbing.common import UserError
 from plumbing.huggingface import find_folder, is_adapter
 from training.adamw8bit import AdamW8bit
+from training.parallel import set_recompute
 
 
 class LoRA(nn.Module):
@@ -71,8 +72,7 @@ def choose_weights(model, cfg, n_new):
         for block in gpt.h:
             for owner, name, linear in linears(block):
                 setattr(owner, name, LoRA(linear, cfg.lora_rank))
-    for i, block in enumerate(gpt.h):
-        block.recompute = cfg.recompute_every > 0 and i % cfg.recompute_every == 0
+    set_recompute(gpt.h, cfg.recompute_every)
 
 
 def merged(weights):
@@ -94,11 +94,10 @@ def trained(model):
 
 
 def make_optimizer(model, cfg):
+    weights, settings = trained(model), {"lr": cfg.learning_rate, "weight_decay": cfg.weight_decay}
     if cfg.moments == "8bit":
-        return AdamW8bit(trained(model), lr=cfg.learning_rate, weight_decay=cfg.weight_decay)
-    weights = trained(model)
-    return torch.optim.AdamW(weights, lr=cfg.learning_rate, weight_decay=cfg.weight_decay,
-                             fused=weights[0].device.type != "mps")
+        return AdamW8bit(weights, **settings)
+    return torch.optim.AdamW(weights, **settings, fused=weights[0].device.type != "mps")
 
 
 def check_weights(cfg):
