@@ -337,14 +337,11 @@ class Tokenizer:
             if not name or i in self.bytes_of:
                 raise UserError(f"special token {name!r} needs a name and a free id; {i} is {self.bytes_of.get(i)!r}")
             self.specials[name], self.bytes_of[i] = i, name.encode()
-            self.widen(i + 1)
+            self.size = max(self.size, i + 1)
+            self.dtype, self.codec = ("<u2", "utf-16-le") if self.size <= 1 << 16 else ("<u4", "utf-32-le")
+            self.pieces.clear()                                  # the ids in them may have the old width
+            self.words.clear()
         return self.specials[name]
-
-    def widen(self, size):
-        self.size = max(self.size, size)
-        self.dtype, self.codec = ("<u2", "utf-16-le") if self.size <= 1 << 16 else ("<u4", "utf-32-le")
-        self.pieces.clear()                                      # the ids in them may have the old width
-        self.words.clear()
 
     def encode(self, text, specials=()):
         """The ids of a text: 1-D numpy uint16, or uint32 if there are more than 65,536.
