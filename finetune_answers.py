@@ -124,9 +124,9 @@ def finetune_and_report(cfg, world):
             return None
 
         report = assess(cfg.short, splits["test"], predictions) | {
-            "splits": {name: len(items) for name, items in splits.items()}, "best": best, "truncated": cut,
-            **finetuning.run_facts(cfg, started)}
-        finetuning.write_results(cfg, best_folder(cfg), log, predictions, report, cfg.data, summary(report))
+            "splits": {name: len(items) for name, items in splits.items()}, "best": best, "truncated": cut}
+        report = finetuning.write_results(cfg, started, best_folder(cfg), log, predictions, report, cfg.data,
+                                          summary(report))
         print(f"{summary(report)}\nWrote {cfg.out}/report.json and {cfg.out}/model")
         say_next("finetune_answers.py", "answer", "--model", f"{cfg.out}/model", "--prompt", "TEXT")
         return report

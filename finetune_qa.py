@@ -138,11 +138,10 @@ def finetune_all(cfg, world):
             return None
 
         report = assess(test, predictions, train, cfg.compare) | {
-            "left_out_of_pretraining": left_out_of_pretraining(cfg.model, cfg.test), "truncated": cut,
-            **finetuning.run_facts(cfg, started)}
+            "left_out_of_pretraining": left_out_of_pretraining(cfg.model, cfg.test), "truncated": cut}
         chosen = max(on_dev, key=on_dev.get)
-        finetuning.write_results(cfg, finetuning.seed_folder(cfg, chosen) / "best", log, predictions, report, cfg.test,
-                                 summary(report))
+        report = finetuning.write_results(cfg, started, finetuning.seed_folder(cfg, chosen) / "best", log, predictions,
+                                          report, cfg.test, summary(report))
         print(f"{summary(report)}. Wrote {cfg.out}/report.json and {cfg.out}/model (seed {chosen})")
         say_next("finetune_qa.py", "ask", "--model", f"{cfg.out}/model", "--interactive")
         return report

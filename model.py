@@ -261,7 +261,7 @@ class GPT(nn.Module):
         """Append n rows to the embedding, for tokens that fine-tuning adds: [SEP], [PAD] ... Returns the first id."""
         first, old_VD = self.cfg.vocab_size, self.wte.weight
         self.cfg = replace(self.cfg, vocab_size=first + n)
-        new_VD = old_VD.new_empty(n, self.cfg.n_embd).normal_(0.0, self.cfg.initializer_range)
+        new_VD = old_VD.new_empty(n, old_VD.shape[1]).normal_(0.0, self.cfg.initializer_range)
         self.wte = nn.Embedding.from_pretrained(torch.cat([old_VD.detach(), new_VD]), freeze=False)
         return first
 

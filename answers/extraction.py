@@ -82,11 +82,11 @@ def finetune_all(cfg, world):
         report = {"n": len(files["test"])} | span_scores(files["test"], unanswerable, *runs.values()) | {
             "per_seed": [{"seed": seed} | best[seed] | span_scores(files["test"], unanswerable, run)
                          for seed, run in runs.items()],
-            "files": counts, "windows": windows, **finetuning.run_facts(cfg, started)}
+            "files": counts, "windows": windows}
         predictions = [{"seed": seed} | record for seed, run in runs.items() for record in run]
         chosen = max(best, key=lambda seed: best[seed]["dev_f1"])
-        finetuning.write_results(cfg, finetuning.seed_folder(cfg, chosen) / "best", log, predictions, report, cfg.test,
-                                 summary(report))
+        report = finetuning.write_results(cfg, started, finetuning.seed_folder(cfg, chosen) / "best", log, predictions,
+                                          report, cfg.test, summary(report))
         print(f"{summary(report)}\nWrote {cfg.out}/report.json and {cfg.out}/model (seed {chosen})")
         say_next("finetune_answers.py", "span", "--model", f"{cfg.out}/model", "--train", "FILE", "--test", "FILE")
         return report

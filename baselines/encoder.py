@@ -207,14 +207,9 @@ class Encoder(nn.Module):
     initial_weights, init_weights, residual = GPT.initial_weights, GPT.init_weights, ()      # all N(0, 0.02)
 
     def add_tokens(self, n):
-        """Append n rows to the embedding. Returns the first new id."""
-        first = self.cfg.vocab_size
-        self.cfg = replace(self.cfg, vocab_size=first + n)
-        new_VE = self.wte.weight.new_empty(n, self.cfg.width).normal_(0.0, self.cfg.initializer_range)
-        self.wte = nn.Embedding.from_pretrained(torch.cat([self.wte.weight.detach(), new_VE]), freeze=False)
         if self.lm_head:
             self.lm_head.bias = nn.Parameter(F.pad(self.lm_head.bias.detach(), (0, n)))
-        return first
+        return GPT.add_tokens(self, n)
 
     def hidden(self, ids_BT, type_BT=None, visible_BTS=None, position_BT=None):
         """The last block's output x_BTD for ids_BT (int64).

@@ -128,10 +128,10 @@ def is_gpt2s(whole):
     nothing before or after a text, and no added tokens but special ones. baselines/subwords.py reads the others."""
     try:
         model, level = whole["model"], whole["pre_tokenizer"]
-        after = whole["post_processor"] or level
+        after = whole.get("post_processor") or level
         others = "dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges"
         return ((level["type"], level["add_prefix_space"], level.get("use_regex", True)) == ("ByteLevel", False, True)
-                and after["type"] == "ByteLevel" and not whole["normalizer"]
+                and after["type"] == "ByteLevel" and not whole.get("normalizer")
                 and not any(model.get(name) for name in others) and {"merges", "vocab"} <= set(model)
                 and all(token["special"] and token["content"] for token in whole["added_tokens"]))
     except (KeyError, TypeError, AttributeError):

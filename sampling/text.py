@@ -11,12 +11,11 @@ Not here: what the model does with the tokens (sample.py).
     print(stream.close(), end="")             # the text that was held back
 """
 import codecs
-import json
 import re
 import sys
 from pathlib import Path
 
-from plumbing.common import UserError
+from plumbing.common import UserError, read_json_lines
 from tokenizer import EOS
 
 # ---- Prompts ----
@@ -24,6 +23,8 @@ from tokenizer import EOS
 
 def read_prompts(path):
     """The prompts in a file, or on stdin for "-": one per line; in a .jsonl file, the "prompt" of each object."""
+    if str(path).endswith(".jsonl"):
+        return read_json_lines(path, "prompt", 'give JSON lines with "prompt"', prompt_of)
     source = "stdin" if str(path) == "-" else path
     if source == "stdin" and sys.stdin is None:
         raise UserError("stdin is closed; pipe prompts into it, or name a file")
@@ -32,23 +33,16 @@ def read_prompts(path):
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{source}: cannot be read as text ({error})") from error
 
-    lines = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+    lines = [line for line in text.split("\n") if line.strip()]
     if not lines:
         raise UserError(f"{source}: contains no prompt; write one per line")
-    if str(path).endswith(".jsonl"):
-        return [prompt_of(line, f"{source}, line {n}") for n, line in lines]
-    return [line for _, line in lines]
+    return lines
 
 
-def prompt_of(line, place):
-    """The prompt in one line of a .jsonl file."""
-    try:
-        prompt = json.loads(line)["prompt"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f'{place}: expected a JSON object with "prompt" ({error!r})') from error
-    if not isinstance(prompt, str):
-        raise UserError(f"{place}: the prompt is {prompt!r}, not a string")
-    return prompt
+def prompt_of(record):
+    if not isinstance(record["prompt"], str):
+        raise ValueError(f"the prompt is {record['prompt']!r}, not a string")
+    return record["prompt"]
 
 
 def encode_prompt(tok, prompt):

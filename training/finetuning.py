@@ -279,13 +279,15 @@ def adapter_beside(folder):
     return Path(folder).with_name("adapter")
 
 
-def write_results(cfg, best, log, predictions, report, test_file, summary):
-    """Write log.jsonl, predictions.jsonl, report.json and model/ into OUT, and adapter/ with --save-adapter.
+def write_results(cfg, started, best, log, predictions, report, test_file, summary):
+    """Write log.jsonl, predictions.jsonl, report.json and model/ into OUT, and adapter/ with --save-adapter. Returns
+    the report with the facts about the run.
 
-    best: the folder that save_model wrote; OUT/model is a copy with a model card. summary: the report in words, for
-    the card.
+    started: time.perf_counter() at its beginning. best: the folder that save_model wrote; OUT/model is a copy with a
+    model card. summary: the report in words, for the card.
     """
     out = Path(cfg.out)
+    report = report | {"seconds": time.perf_counter() - started, "settings": asdict(cfg), "commit": git_commit()}
     write_json_lines(out / "log.jsonl", log)
     write_json_lines(out / "predictions.jsonl", predictions)
     write_json(out / "report.json", report)
@@ -300,8 +302,4 @@ def write_results(cfg, best, log, predictions, report, test_file, summary):
         with written_whole(out / name) as folder:
             shutil.copytree(source, folder)
             write_model_card(folder, card)
-
-
-def run_facts(cfg, started):
-    """The facts about the run itself for report.json. started: time.perf_counter() at its beginning."""
-    return {"seconds": time.perf_counter() - started, "settings": asdict(cfg), "commit": git_commit()}
+    return report
