@@ -10,7 +10,7 @@ Not here: the loop (training/finetuning.py), what the model reads (answers/examp
     python finetune_answers.py medquad --model stanford-crfm/BioMedLM      # consumers' questions, long answers
     python finetune_answers.py meqsum --lora-rank 16 --weights bfloat16    # a question of a page, summed up in a line
     python finetune_answers.py bioasq                                      # a name or number from a snippet
-    python finetune_answers.py medquad --data my_file.jsonl --out out/mine # your own: {"prompt", "answer"} per line
+    python finetune_answers.py my_file.jsonl --decode sample               # your own: {"prompt", "answer"} per line
     python finetune_answers.py answer --model out/medquad/model --prompt "What causes gout?"
     python finetune_answers.py span --train F --test F                     # extraction: answers/extraction.py
 
@@ -89,6 +89,7 @@ PRESETS = {
     "meqsum": FinetuneAnswers(data="data/answers/meqsum.jsonl", out="out/meqsum", seed=7, epochs=10, decode="beam"),
     "bioasq": FinetuneAnswers(data="data/answers/bioasq.jsonl", out="out/bioasq", short=True, decode="beam",
                               max_new_tokens=32, length_penalty=0.0, no_repeat_ngram=0, min_new_tokens=0),
+    "file": FinetuneAnswers(data="data/answers/mine.jsonl", out="out/answers"),
     "answer": Answer(),
     # Extraction: BERT's settings for SQuAD, and BioM-Transformers' for BioASQ 8b with a model fine-tuned on SQuAD.
     "span": FinetuneSpan(),
@@ -275,5 +276,12 @@ def answer(cfg):
     return text
 
 
+def with_file(words):
+    """The words of the command line. If the first names a .jsonl file, it becomes the preset "file" with its flags."""
+    if words and words[0].endswith(".jsonl"):
+        return ["file", "--data", words[0], "--out", f"out/{Path(words[0]).stem}", *words[1:]]
+    return words
+
+
 if __name__ == "__main__":
-    run_script(main, FinetuneAnswers, PRESETS)
+    run_script(main, FinetuneAnswers, PRESETS, with_file(sys.argv[1:]))
