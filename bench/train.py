@@ -1,22 +1,25 @@
 """Compare train.py with transformers' GPT-2 and with a plain loop like nanoGPT's, in one run on one CPU core.
 
     python bench/train.py                        # the demo's model; some minutes; writes results/train.md
+    python bench/train.py --preset laptop        # a vocabulary of 28,896: its head is most of the arithmetic
     python bench/train.py --compile              # with torch.compile for all three; needs a C++ compiler
 
 You should see one line per turn, then the tables of results/train.md.
 Not here: the paper's model on a GPU (bench/gpu_speed.py), and on many (`train.py biomedlm --plan`).
 """
 import contextlib
-import gc
 import io
+import multiprocessing
 import os
 import platform
 import statistics
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 from unittest.mock import Mock, patch
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")       # before torch is imported
@@ -40,6 +43,7 @@ OURS, THEIRS, PLAIN = "train.py", "transformers", "plain loop"
 @dataclass(frozen=True)
 class Bench:
     """Compare train.py with transformers and a plain loop."""
+    preset: Literal["demo", "laptop"] = "demo"
     compile: bool = False               # torch.compile for all three
     turns: int = 5
     steps: int = 8                      # per turn; the first and the last do not count
@@ -50,13 +54,13 @@ def main(cfg):
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     with tempfile.TemporaryDirectory() as folder:
-        write_data(Path(folder) / "data")
         run = settings(cfg, Path(folder))
+        write_data(Path(folder) / "data", run.model.vocab_size)
         first_weights(run).save_pretrained(Path(folder) / "weights")
         result = about(cfg, run)
-        result["data"] = data_speed(Path(folder) / "data")
+        result["data"] = data_speed(Path(folder) / "data", run.model.vocab_size)
         result["runs"] = take_turns(cfg, run, Path(folder) / "weights")
-    key = f"demo on CPU{', compiled' if run.compile else ''}"
+    key = f"{cfg.preset} on CPU{', compiled' if run.compile else ''}"
     results = read_json(cfg.out / "train.json", "results") if (cfg.out / "train.json").is_file() else {}
     results[key] = summary(result)
     write_json(cfg.out / "train.json", results)
@@ -65,17 +69,18 @@ def main(cfg):
     return results[key]
 
 
-def write_data(folder):
+def write_data(folder, vocab_size):
     """Write 64 M random tokens, more than the CPU's caches hold, so that data.py's speed is that of real reads."""
     rng = np.random.default_rng(0)
     for split, count in (("train", 64 << 20), ("val", 1 << 16)):
-        write_shard(folder / f"{split}_000000.bin", rng.integers(0, 2000, count, dtype=np.uint16))
+        write_shard(folder / f"{split}_000000.bin", rng.integers(0, vocab_size, count, dtype=np.uint16))
 
 
 def settings(cfg, folder):
-    """The preset demo with a vocabulary of 2,000, without evaluation and checkpoints."""
-    run = train.PRESETS["demo"]
-    return replace(run, model=replace(run.model, vocab_size=2000, bos_token_id=1999, eos_token_id=1999),
+    """The preset, the demo's with a vocabulary of 2,000, without evaluation and checkpoints."""
+    run = train.PRESETS[cfg.preset]
+    V = 2000 if cfg.preset == "demo" else run.model.vocab_size
+    return replace(run, model=replace(run.model, vocab_size=V, bos_token_id=V - 1, eos_token_id=V - 1),
                    data=str(folder / "data"), out=str(folder / "out"), steps=cfg.steps, compile=cfg.compile,
                    dtype=matrix_dtype(run.dtype, CPU), restart=True, eval_every=10**9, eval_windows=1)
 
@@ -117,21 +122,29 @@ def ours(run, watch, weights):
         return train.main(run)
 
 
+CONTESTANTS = {OURS: ours, THEIRS: theirs, PLAIN: plain}
+AT_LEAST = {"demo": 1.0, "laptop": 1.15}             # times the best peer's tokens per second
+
+
 def take_turns(cfg, run, weights):
     """One record per turn: each contestant's step times and losses, and a matrix product's FLOP/s."""
-    contestants, turns = [(OURS, ours), (THEIRS, theirs), (PLAIN, plain)], []
+    names, turns = list(CONTESTANTS), []
     for turn in range(cfg.turns):
         turns.append({"matmul_flops": matmul_flops(run.dtype)})
-        for name, train_with in contestants[turn % 3:] + contestants[:turn % 3]:
-            torch.compiler.reset()              # first: its caches keep the previous contestant's tensors alive
-            gc.enable()
-            gc.collect()
-            watch = Stopwatch()
-            losses = train_with(run, watch, weights)
-            turns[-1][name] = {"seconds": watch.seconds(), "losses": losses}
+        for name in names[turn % 3:] + names[:turn % 3]:
+            # train.py changes how its process allocates memory, which the others must not profit from
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+                turns[-1][name] = process.submit(one_turn, name, run, weights).result()
         print(f"turn {turn + 1}: " + ", ".join(f"{name} {1e3 * statistics.median(turns[-1][name]['seconds']):.1f} ms"
-                                               for name, _ in contestants), flush=True)
+                                               for name in names), flush=True)
     return turns
+
+
+def one_turn(name, run, weights):
+    """A contestant's step times and losses."""
+    watch = Stopwatch()
+    losses = CONTESTANTS[name](run, watch, weights)
+    return {"seconds": watch.seconds(), "losses": losses}
 
 
 def matmul_flops(dtype, n=1024):
@@ -144,10 +157,10 @@ def matmul_flops(dtype, n=1024):
     return 2 * n**3 / statistics.median(watch.seconds())
 
 
-def data_speed(folder):
+def data_speed(folder, vocab_size):
     """Tokens per CPU second from Corpus.batch, for the 8 windows that one GPU of the paper's run reads at once."""
     corpus, seconds = Corpus(folder, "train", 1024), []
-    corpus.check_ids(2000)                                       # reads the whole file into the page cache
+    corpus.check_ids(vocab_size)                                 # reads the whole file into the page cache
     for step in range(300):
         start = time.process_time()
         corpus.batch(step, 1024, slice(0, 8))
@@ -158,7 +171,8 @@ def data_speed(folder):
 def about(cfg, run):
     return {"commit": git_commit(), "machine": f"a CPU ({platform.machine()}), {torch.get_num_threads()} thread",
             "torch": torch.__version__, "dtype": run.dtype, "transformers_version": transformers.__version__,
-            "compile": run.compile, "command": f"python bench/train.py{' --compile' if cfg.compile else ''}",
+            "compile": run.compile, "at_least": AT_LEAST[cfg.preset],
+            "command": f"python bench/train.py --preset {cfg.preset}{' --compile' if cfg.compile else ''}",
             "tokens": run.batch_size * run.model.n_positions, "turns": cfg.turns, "steps": cfg.steps - 2,
             "parameters": sum(p.numel() for p in first_weights(run).parameters()),
             "flops": run.batch_size * run.model.n_positions * run.model.flops_per_token(run.model.n_positions)}
@@ -184,7 +198,7 @@ def summary(result):
 def required(r):
     """(what, bound, measured, unit)"""
     best = min(r[name]["ours_over_it"] for name in (THEIRS, PLAIN))
-    return [("tokens/s, times the best peer's", 1.0, best, "x"),
+    return [("tokens/s, times the best peer's", r.get("at_least", 1.0), best, "x"),
             ("data: M tokens/s per process", 50, r["data"] / 1e6, "")]
 
 

@@ -2,7 +2,7 @@
 
 interrupt.py         Ctrl-C while a script is still importing
 common.py            the command line, errors for the user, files that appear whole
-runtime.py           device, precision, signals
+runtime.py           device, memory, precision, signals
 huggingface.py       the folder in which models are stored and exchanged
 adapters.py          the same for low-rank additions, in the format of the peft library
 tokenizer_files.py   a vocabulary as Hugging Face stores it

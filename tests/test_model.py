@@ -10,6 +10,7 @@ import torch
 import transformers
 from conftest import tiny_config, tiny_model
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from data import document_starts
 from model import GPT, CrossEntropy, GPTConfig
@@ -78,17 +79,36 @@ def test_negative_targets_are_ignored():
     assert model(IDS_BT, torch.full_like(targets, -1)).item() == 0
 
 
-def test_the_loss_and_its_gradient_are_torchs_and_a_second_backward_pass_is_refused():
+@pytest.mark.parametrize("dtype, allowed", [(torch.float64, 1e-12), (torch.float32, 1e-6), (torch.bfloat16, 8e-3)])
+def test_the_loss_and_its_gradient_are_torchs_and_a_second_backward_pass_is_refused(dtype, allowed):
     torch.manual_seed(0)
-    logits_NV, targets_N = torch.randn(7, 50, dtype=torch.float64), torch.tensor([3, -1, 49, 0, -1, 7, 7])
-    ours, theirs = (logits_NV.clone().requires_grad_() for _ in range(2))
-    loss = CrossEntropy.apply(ours * 1, targets_N)           # times 1: what is overwritten must not be a leaf
+    logits_NV, targets_N = torch.randn(7, 50).to(dtype), torch.tensor([3, -1, 49, 0, -1, 7, 7])
+    logits_NV[0, 4] = 200                                     # so unlikely a target has probability 0 in fp32
+    ours, theirs = logits_NV.clone().requires_grad_(), logits_NV.double().requires_grad_()
+    copy_NV = ours * 1 if dtype == torch.float64 else (ours * 1).float()     # what is overwritten must not be a leaf
+    loss = CrossEntropy.apply(copy_NV, targets_N)
     reference = torch.nn.functional.cross_entropy(theirs, targets_N, ignore_index=-1, reduction="sum")
-    torch.testing.assert_close(loss, reference)
+    torch.testing.assert_close(loss.double(), reference, rtol=1e-6, atol=0)
     (3 * loss).backward(retain_graph=True), (3 * reference).backward()
-    torch.testing.assert_close(ours.grad, theirs.grad)
+    torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=allowed, atol=allowed)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+def test_a_training_step_makes_one_array_of_the_logits_size():
+    model, size, found = tiny_model().train(), IDS_BT.numel() * 301, {}
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            for a in result if isinstance(result, (list, tuple)) else [result]:
+                if isinstance(a, torch.Tensor) and a.numel() == size:
+                    found[a.untyped_storage().data_ptr()] = a          # kept, so that its address is not used again
+            return result
+
+    with Watch():
+        model(IDS_BT, IDS_BT.roll(-1)).backward()
+    assert len(found) == 1
 
 
 def test_initial_weights_depend_on_the_seed_and_their_name_alone():

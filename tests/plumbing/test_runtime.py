@@ -1,4 +1,6 @@
 """Each script runs on the device that is named, or says in one line that there is none."""
+import platform
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ import finetune_qa
 import train
 from baselines import pretrain_encoder
 from plumbing.common import UserError
-from plumbing.runtime import inference_dtype
+from plumbing.runtime import inference_dtype, keep_memory
 from sample import Sample, prepare
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -31,3 +33,17 @@ def test_a_device_that_is_not_there_is_named_by_every_script(main, config):
     asked = {"Ask": {"question": "Which?"}, "Answer": {"prompt": "Why?"}, "Sample": {"model": ""}}
     with pytest.raises(UserError, match=f"--device {absent}: PyTorch finds no such device"):
         main(config(device=absent, **asked.get(config.__name__, {})))
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings of glibc")
+def test_kept_memory_is_not_cleared_again():
+    resource = pytest.importorskip("resource")
+
+    def page_faults():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(16 << 20)               # 64 MB, which glibc takes outside its heap: 16,384 pages
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    keep_memory(CPU)
+    page_faults()
+    assert page_faults() < 1000
