@@ -51,8 +51,6 @@ class Bench:
 
 
 def main(cfg):
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
     with tempfile.TemporaryDirectory() as folder:
         run = settings(cfg, Path(folder))
         write_data(Path(folder) / "data", run.model.vocab_size)
@@ -142,6 +140,8 @@ def take_turns(cfg, run, weights):
 
 def one_turn(name, run, weights):
     """A contestant's step times and losses."""
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
     watch = Stopwatch()
     losses = CONTESTANTS[name](run, watch, weights)
     return {"seconds": watch.seconds(), "losses": losses}
@@ -208,8 +208,9 @@ One training step of train.py, of transformers' GPT-2 and of a plain loop like n
 first weights, batches, AdamW, clipping and precision, and their losses agree. transformers runs at its best, with fused
 attention (sdpa) and tanh-GELU, and all three read their batches with data.py.
 
-The three take turns on one thread. The time of a step is in CPU seconds. A figure is the median over the steps of all
-turns; the first step of a turn, which compiles, and the last are left out. "NO" marks a figure below what is required.
+The three take turns on one thread, each in a process of its own. The time of a step is in CPU seconds. A figure is the
+median over the steps of all turns; the first step of a turn, which compiles, and the last are left out. "NO" marks a
+figure below what is required.
 """
 ON_A_GPU = """## The paper's model on a GPU
 
