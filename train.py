@@ -42,7 +42,7 @@ from plumbing.common import (
     written_whole,
 )
 from plumbing.huggingface import find_folder, matched
-from plumbing.runtime import Device, autocast, keep_memory, matrix_dtype, precise_dtype, stop_on_signals
+from plumbing.runtime import Device, autocast, matrix_dtype, precise_dtype, stop_on_signals
 from training.checkpoint import Checkpoints, set_aside, the_only_run, whole_weights, write_origin
 from training.monitor import Monitor, Outliers
 from training.parallel import (
@@ -139,7 +139,6 @@ def main(cfg):
 
 def train(cfg, world):
     # ---- Data, model, optimizer ----
-    keep_memory(world.device)
     network, cfg, tensors = opened(replace(cfg, dtype=matrix_dtype(cfg.dtype, world.device)), world)
     cfg, corpus, val = read_data(cfg, world)
     model = build(cfg, world, network, tensors)

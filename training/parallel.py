@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from plumbing.common import UserError
-from plumbing.runtime import pick_device
+from plumbing.runtime import keep_memory, pick_device
 
 
 @dataclass(frozen=True)
@@ -71,13 +71,14 @@ class World:
 def join_world(parallel, device="auto"):
     """The processes that torchrun started, or this one alone; `with` leaves the group at the end."""
     size = int(os.environ.get("WORLD_SIZE", 1))
-    if parallel == "none":
-        if size > 1:
-            raise UserError(f"torchrun started {size} processes, but --parallel is none; choose ddp or fsdp")
-        return World(0, 1, pick_device(device))
-    if "RANK" not in os.environ:
+    if parallel == "none" and size > 1:
+        raise UserError(f"torchrun started {size} processes, but --parallel is none; choose ddp or fsdp")
+    if parallel != "none" and "RANK" not in os.environ:
         raise UserError(f"--parallel {parallel} wants torchrun: torchrun --standalone --nproc-per-node 8 train.py ...")
     device = pick_device(device)
+    keep_memory(device)
+    if parallel == "none":
+        return World(0, 1, device)
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)          # first of all: otherwise every process allocates 0.5 GB on GPU 0
