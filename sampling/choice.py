@@ -38,7 +38,7 @@ class Choice:
 def candidates(dtype, device):
     """The layouts that suit weights of `dtype` on this device; the first is the one that is usually the fastest."""
     if device.type != "cpu":
-        return ["widened_int8"] if dtype == "int8" else ["plain"]
+        return {"int8": ["widened_int8"], "int4": []}.get(dtype, ["plain"])
 
     compiled = library()[0] is not None
     bf16 = has("avx512_bf16", "amx_bf16")
@@ -48,13 +48,16 @@ def candidates(dtype, device):
         "bfloat16": {"matvec": compiled, "onednn": bf16 and available("onednn"),
                      "plain": bf16 and not available("onednn"), "widened": not compiled},
         "float16": {"widened": True},
-        "int8": {"matvec_int8": compiled, "int8": fbgemm, "widened_int8": not compiled}}
+        "int8": {"matvec_int8": compiled, "int8": fbgemm, "widened_int8": not compiled},
+        "int4": {"matvec_int4": compiled}}
     return [layout for layout, here in usable[dtype].items() if here]
 
 
 def choose_layout(dtype, model, fixed="auto"):
-    """The fastest layout on this machine for weights of `dtype`: "float32", "bfloat16", "float16" or "int8"."""
+    """The fastest layout on this machine for weights of `dtype`: "float32", "bfloat16", "float16", "int8" or "int4"."""
     layouts = candidates(dtype, model.wte.weight.device)
+    if not layouts:
+        raise UserError(f"--dtype {dtype} needs a CPU (--device cpu) and a C compiler; use --dtype int8")
     if fixed != "auto":
         if fixed not in layouts:
             raise UserError(f"--layout {fixed}: {dtype} weights can here have the layouts {', '.join(layouts)}")

@@ -12,6 +12,7 @@ Not here: which layout is the fastest here (choice.py), training (these layers h
     plain         any         same    F.linear. GPUs, and fp32 on a CPU without a C compiler
     matvec        fp32, bf16  fp32    any CPU with a C compiler: sampling/matvec.c, at the speed of memory
     matvec_int8   int8        fp32    the same; weights are rounded to 8 bits with a scale per output, inputs to 16 bits
+    matvec_int4   int4        fp32    the same; weights are rounded to 4 bits with a scale per 32, inputs to 8 bits, as well
     onednn        bf16        bf16    CPUs with bf16 instructions: packed for oneDNN, twice as fast as F.linear
     int8          int8        fp32    x86 CPUs with 8-bit instructions (VNNI), or no compiler: inputs of 8 bits as well
     widened       bf16, fp16  fp32    any CPU: a block of weights at a time is converted to fp32; for bf16 if there is
@@ -21,7 +22,7 @@ Not here: which layout is the fastest here (choice.py), training (these layers h
 TRAP: without bf16 instructions (AVX-512 BF16, AMX) torch computes a bf16 product of more than one row in a scalar loop,
 40 to 100 times slower than fp32. No layout but `plain` and `onednn` calls it.
 Relative errors of one product of Gaussian weights: bf16 0.2 %, matvec_int8 and widened_int8 0.9 %, int8 1.8 % (without
-VNNI).
+VNNI), matvec_int4 8.6 %.
 """
 import functools
 import time
@@ -34,7 +35,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from model import linears
-from sampling.native import in_huge_pages, in_lines, library, matvec, read_all
+from sampling.native import in_blocks, in_huge_pages, in_lines, library, matvec, read_all
 
 MANY = 32                                # rows whose arithmetic takes much longer than reading the weights
 BLOCK = 2**19                            # weights converted at a time: 2 MB in fp32, which stay in the cache
@@ -48,6 +49,15 @@ def quantize(W_OI):
     """(int8_OI, scale_O): the largest weight of each output becomes 127."""
     scale_O = W_OI.float().abs().amax(1).clamp(min=1e-12) / 127
     return (W_OI.float() / scale_O[:, None]).round_().to(torch.int8), scale_O
+
+
+def quantize_int4(W_OI, group=32, multiple=256):
+    """(int8_OI of -8 to 7, scale_OG in bf16), I padded to a multiple: the largest weight of each group becomes -8."""
+    W_OGI = F.pad(W_OI.float(), (0, -W_OI.shape[1] % multiple)).unflatten(1, (-1, group))
+    low_OG, high_OG = W_OGI.amin(2), W_OGI.amax(2)
+    scale_OG = (torch.where(high_OG > -low_OG, high_OG, low_OG) / -8).bfloat16()
+    steps_OGI = W_OGI / torch.where(scale_OG == 0, 1, scale_OG).float()[..., None]
+    return steps_OGI.round_().clamp_(-8, 7).to(torch.int8).flatten(1), scale_OG
 
 
 def as_they_are(W_OI, scale_O, bias_O):
@@ -74,6 +84,10 @@ def widened(x_BI, W_OI, scale_O, bias_O):
 
 def pack_matvec(W_OI, scale_O, bias_O):
     return in_lines(W_OI), scale_O, None if bias_O is None else bias_O.float()
+
+
+def pack_int4(W_OI, scale_O, bias_O):
+    return in_blocks(*quantize_int4(W_OI)), None, None if bias_O is None else bias_O.float()
 
 
 def few_or_many(x_BI, W_OC, scale_O, bias_O):
@@ -128,6 +142,7 @@ LAYOUTS = {
     "plain": Layout(as_they_are, plain, None),
     "matvec": Layout(pack_matvec, few_or_many, torch.float32),
     "matvec_int8": Layout(pack_matvec, matvec, torch.float32, True),
+    "matvec_int4": Layout(pack_int4, matvec, torch.float32),
     "onednn": Layout(pack_onednn, onednn, torch.bfloat16, False,
                      ("mkldnn._reorder_linear_weight", "mkldnn._linear_pointwise")),
     "int8": Layout(pack_int8, int8, torch.float32, True, ("quantized.linear_prepack", "quantized.linear_dynamic")),
@@ -161,7 +176,7 @@ class FastLinear(nn.Module):
         self.inputs, self.dtype = weight_OI.shape[1], weight_OI.dtype
         weight_OI, scale_O = quantize(weight_OI) if LAYOUTS[layout].int8 else (weight_OI, None)
         self.packed = LAYOUTS[layout].pack(weight_OI, scale_O, bias_O)
-        self.bytes = weight_OI.nbytes
+        self.bytes = (self.packed[0] if layout == "matvec_int4" else weight_OI).nbytes
 
     def forward(self, x):
         y_BO = LAYOUTS[self.layout].multiply(x.reshape(-1, x.shape[-1]), *self.packed)

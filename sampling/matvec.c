@@ -8,15 +8,18 @@
      - Pages of 2 MB (native.py): with 4 KB the processor looks up a page's address 512 times as often.
      - Nothing is unpacked to memory. bf16 is the upper half of an fp32: of two in a word, one is the word shifted up,
        the other the word with its lower half cleared. int8 is multiplied with inputs of 16 bits, so nothing overflows.
+       int4 is multiplied with inputs of 8 bits: with 16, arithmetic would take longer than reading. A group of 32 weights
+       or inputs has a scale, and 8 groups lie side by side, one in each lane, so that a vector holds their scales.
    With more vectors a weight is used several times, and arithmetic is the limit: FEW vectors at a time are multiplied
    with the four rows, CHUNK by CHUNK, from the cache. The sums of a chunk are always taken in the same order: a
    vector's result does not depend on the vectors beside it or on the number of threads, to the last bit.
 
    Not here: how this is compiled and called, and how weights are stored (native.py). Little-endian processors only. */
+#include <string.h>
 #include "native.h"
 
 enum { FEW = 3, LINE = 64, AHEAD = 6 * LINE };
-enum { CHUNK = 2560 };                           /* a multiple of LINE; to 4096, int8's sums fit into 32 bits */
+enum { CHUNK = 2560 };                           /* a multiple of LINE and BLOCK; to 4096, int8's sums fit into 32 bits */
 enum { MANY = 16 };                              /* from so many vectors on, they do not fit into the cache as a whole */
 
 #define INLINE static inline __attribute__((always_inline))
@@ -34,6 +37,41 @@ INLINE i8 pairs(i8 sums, __m256i a, __m256i b) {
 #endif
 }
 #endif
+
+typedef struct {                                 /* the inputs of a BLOCK of int4 weights */
+    int8_t x[8][8][4];                           /* [four, group, input]: a group's 32 inputs, four at a time */
+    int16_t start[8][2];                         /* weights are stored as 0 to 15 for -8 to 7: -8 times the sum of inputs */
+    float step[8];                               /* the value of 1, per group */
+} Inputs4;
+
+/* total += a BLOCK of weights times its inputs, a group per lane. w: a byte has a weight of one four and, 16 times, of the
+   next; then a bf16 scale per group. Sums of 16 bits may wrap on their way: the last is 16 * 8 * 127 at most. */
+INLINE void meet_int4(const uint8_t *w, const Inputs4 *const x[FEW], f8 *total, int few) {
+    f8 scale = (f8)(__builtin_convertvector(*(const h8 *)(w + BLOCK / 2), u8) << 16);
+    i8 sums[FEW];
+#ifdef __AVX2__
+    __m256i low = _mm256_set1_epi8(15), halves[FEW];
+    EACH(b, few) halves[b] = *(const __m256i *)x[b]->start;
+    EACH(k, 4) {
+        __m256i both = _mm256_loadu_si256((const __m256i *)(w + 32 * k));
+        __m256i first = _mm256_and_si256(both, low), second = _mm256_and_si256(_mm256_srli_epi16(both, 4), low);
+        EACH(b, few) {
+            const __m256i *four = (const __m256i *)x[b]->x + 2 * k;
+            halves[b] = _mm256_add_epi16(halves[b], _mm256_maddubs_epi16(first, four[0]));
+            halves[b] = _mm256_add_epi16(halves[b], _mm256_maddubs_epi16(second, four[1]));
+        }
+    }
+    EACH(b, few) sums[b] = (i8)_mm256_madd_epi16(halves[b], _mm256_set1_epi16(1));
+#else
+    for (int b = 0; b < few; b++)
+        for (int g = 0; g < 8; g++) {
+            sums[b][g] = x[b]->start[g][0] + x[b]->start[g][1];
+            for (int i = 0; i < 32; i++)
+                sums[b][g] += (w[i / 8 * 32 + g * 4 + i % 4] >> i / 4 % 2 * 4 & 15) * x[b]->x[i / 4][g][i % 4];
+        }
+#endif
+    EACH(b, few) total[b] = fused(__builtin_convertvector(sums[b], f8), scale * *(const f8 *)x[b]->step, total[b]);
+}
 
 /* sums += 16 weights times 16 inputs, by pairs */
 INLINE void meet_int8(const int8_t *w, const int16_t *const x[FEW], long i, i8 *sums, int few) {
@@ -55,13 +93,28 @@ INLINE void meet_float(int kind, const char *w, const float *const x[FEW], long 
     EACH(b, few) sums[b] = fused(second, *(const f8 *)(x[b] + i + 8), sums[b]);
 }
 
-/* total[s][b] = the row from row[s] on times the vector from x[b] on, over n columns, a multiple of a line. */
+/* Weights that are read at a time; the bytes of `columns` weights of a row, and of as many inputs. */
+INLINE long unit(int kind) { return kind == INT4 ? BLOCK : LINE / kind; }
+INLINE long bytes(int kind, long columns) { return kind == INT4 ? columns / BLOCK * BLOCK_BYTES : columns * kind; }
+INLINE long input_bytes(int kind, long columns) {
+    return kind == INT4 ? columns / BLOCK * (long)sizeof(Inputs4) : columns * (kind == INT8 ? 2 : 4);
+}
+
+/* total[s][b] = the row from row[s] on times the vector from x[b] on, over n columns, whole units. */
 INLINE void meet(int kind, const char *const row[STREAMS], const void *const x[FEW], float total[STREAMS][FEW],
                  int few, long n) {
     f8 floats[STREAMS * FEW] = {0};
     i8 ints[STREAMS * FEW] = {0};
-    for (long i = 0; i < n; i += LINE / kind) {
-        EACH(s, STREAMS) __builtin_prefetch(row[s] + i * kind + AHEAD);
+    for (long i = 0; i < n; i += unit(kind)) {
+        EACH(s, STREAMS)
+            for (long line = 0; line < bytes(kind, unit(kind)); line += LINE)
+                __builtin_prefetch(row[s] + bytes(kind, i) + line + AHEAD);
+        if (kind == INT4) {
+            const Inputs4 *block[FEW];
+            EACH(b, few) block[b] = (const Inputs4 *)x[b] + i / BLOCK;
+            EACH(s, STREAMS) meet_int4((const uint8_t *)row[s] + bytes(kind, i), block, floats + s * few, few);
+            continue;
+        }
 #pragma GCC unroll 1                             /* or the compiler runs out of registers */
         for (long c = i; c < i + LINE / kind; c += 16)
             EACH(s, STREAMS) {
@@ -76,25 +129,54 @@ INLINE void meet(int kind, const char *const row[STREAMS], const void *const x[F
     }
 }
 
+/* The largest of n numbers without their signs, at least 1e-30. */
+INLINE float largest_of(const float *x, long n) {
+    union { float number; uint32_t bits; } value, largest = {1e-30f};
+    for (long i = 0; i < n; i++) {               /* as integers they have the same order, and NaN is last */
+        value.number = x[i], value.bits &= 0x7fffffff;
+        if (value.bits > largest.bits) largest = value;
+    }
+    return largest.number;
+}
+
+/* Round a vector to 8 bits, the largest number of each 32 to 127, with zeros up to whole blocks. */
+static void prepare_int4(const float *x, Inputs4 *block, long inputs, long columns) {
+    for (long start = 0; start < columns; start += 32) {
+        long g = start % BLOCK / 32, n = inputs - start < 0 ? 0 : inputs - start < 32 ? inputs - start : 32;
+        float group[32] = {0}, largest;
+        int8_t ints[8][4];
+        int sums[2] = {0};
+        memcpy(group, x + (n ? start : 0), n * sizeof(float));
+        largest = largest_of(group, 32);
+        for (int i = 0; i < 32; i++) {
+            ints[i / 4][i % 4] = (int8_t)(group[i] * (127 / largest) + (group[i] < 0 ? -0.5f : 0.5f));
+            sums[i % 4 / 2] += ints[i / 4][i % 4];
+        }
+        for (int four = 0; four < 8; four++) memcpy(block[start / BLOCK].x[four][g], ints[four], 4);
+        for (int half = 0; half < 2; half++) block[start / BLOCK].start[g][half] = (int16_t)(-8 * sums[half]);
+        block[start / BLOCK].step[g] = largest / 127;
+    }
+}
+
 /* Arrange a vector in the order in which meet reads it, with zeros up to whole lines. For int8 it is rounded to 16 bits,
-   its largest number to 32767; returns the value of one such step. */
+   its largest number to 32767; returns the value of one such step. For int4 see prepare_int4. */
 INLINE float prepare(int kind, const float *x, void *prepared, long inputs, long columns) {
     float *floats = prepared;
     int16_t *ints = prepared;
+    if (kind == INT4) {
+        prepare_int4(x, prepared, inputs, columns);
+        return 1;
+    }
     if (kind != INT8) {
         for (long i = 0; i < columns; i++)
             floats[kind == BF16 ? i / 16 * 16 + i % 2 * 8 + i % 16 / 2 : i] = i < inputs ? x[i] : 0;
         return 1;
     }
-    union { float number; uint32_t bits; } value, largest = {1e-30f};
-    for (long i = 0; i < inputs; i++) {          /* as integers they have the same order, and NaN is last */
-        value.number = x[i], value.bits &= 0x7fffffff;
-        if (value.bits > largest.bits) largest = value;
-    }
+    float largest = largest_of(x, inputs);
     for (long i = 0; i < inputs; i++)
-        ints[i] = (int16_t)(x[i] * (32767 / largest.number) + (x[i] < 0 ? -0.5f : 0.5f));
+        ints[i] = (int16_t)(x[i] * (32767 / largest) + (x[i] < 0 ? -0.5f : 0.5f));
     for (long i = inputs; i < columns; i++) ints[i] = 0;
-    return largest.number / 32767;
+    return largest / 32767;
 }
 
 typedef struct {
@@ -107,14 +189,14 @@ typedef struct {
 
 /* The rows r, r + apart ... of W times the vectors b, b + 1 ..., from column `start` to before `end`. */
 INLINE void tile(int kind, const Work *t, long r, long b, int few, long start, long end) {
-    long rows[STREAMS], O = t->m->outputs, width = kind == INT8 ? 2 : 4;
+    long rows[STREAMS], O = t->m->outputs;
     float sums[STREAMS][FEW] = {{0}}, total[STREAMS][FEW];
     EACH(s, STREAMS) rows[s] = r + s * t->apart < O ? r + s * t->apart : O - 1;   /* after the last row, the last again */
     for (long c = start; c < end; c += CHUNK) {
         const char *w[STREAMS];
         const void *x[FEW];
-        EACH(s, STREAMS) w[s] = t->m->W + (rows[s] * t->columns + c) * kind;
-        EACH(v, few) x[v] = t->x + ((b + v) * t->columns + c) * width;
+        EACH(s, STREAMS) w[s] = t->m->W + rows[s] * bytes(kind, t->columns) + bytes(kind, c);
+        EACH(v, few) x[v] = t->x + (b + v) * input_bytes(kind, t->columns) + input_bytes(kind, c);
         meet(kind, w, x, total, few, end - c < CHUNK ? end - c : CHUNK);
         EACH(s, STREAMS) EACH(v, few) sums[s][v] += total[s][v];
     }
@@ -127,11 +209,11 @@ INLINE void tile(int kind, const Work *t, long r, long b, int few, long start, l
 }
 
 INLINE void product_of(int kind, const Matrix *m, const float *x_BI, float *y_BO, char *room, long B) {
-    long columns = (m->inputs * kind + LINE - 1) / LINE * LINE / kind, bytes = columns * (kind == INT8 ? 2 : 4);
-    float *step_B = (float *)(room + B * bytes);
+    long columns = (m->inputs + unit(kind) - 1) / unit(kind) * unit(kind), each = input_bytes(kind, columns);
+    float *step_B = (float *)(room + B * each);
     Work work = {m, room, step_B, y_BO, columns, (m->outputs + STREAMS - 1) / STREAMS};
 #pragma omp for
-    for (long b = 0; b < B; b++) step_B[b] = prepare(kind, x_BI + b * m->inputs, room + b * bytes, m->inputs, columns);
+    for (long b = 0; b < B; b++) step_B[b] = prepare(kind, x_BI + b * m->inputs, room + b * each, m->inputs, columns);
     long block = B < MANY ? columns : CHUNK;
     for (long start = 0, end; start < columns; start = end) {
         end = start + block < columns ? start + block : columns;
@@ -146,9 +228,10 @@ INLINE void product_of(int kind, const Matrix *m, const float *x_BI, float *y_BO
     }
 }
 
-/* y_BO = scale W x_BI + bias. room: 4 bytes per number of x_BI, its rows padded to whole lines, and 4 bytes per row. */
+/* y_BO = scale W x_BI + bias. room: see room_for in native.py. */
 void product(const Matrix *m, const float *x_BI, float *y_BO, void *room, long B) {
-    if (m->kind == INT8) product_of(INT8, m, x_BI, y_BO, room, B);
+    if (m->kind == INT4) product_of(INT4, m, x_BI, y_BO, room, B);
+    else if (m->kind == INT8) product_of(INT8, m, x_BI, y_BO, room, B);
     else if (m->kind == BF16) product_of(BF16, m, x_BI, y_BO, room, B);
     else product_of(FP32, m, x_BI, y_BO, room, B);
 }

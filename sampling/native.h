@@ -4,7 +4,8 @@
 #include <immintrin.h>
 #endif
 
-enum { INT8 = 1, BF16 = 2, FP32 = 4 };           /* kinds of weights, by their bytes */
+enum { INT4 = 0, INT8 = 1, BF16 = 2, FP32 = 4 }; /* kinds of weights, by their bytes */
+enum { BLOCK = 256, BLOCK_BYTES = 144 };         /* int4: weights with their scales */
 enum { STREAMS = 4 };                            /* places where memory is read at the same time: see matvec.c */
 
 #define EACH(i, n) _Pragma("GCC unroll 16") for (int i = 0; i < (n); i++)      /* unrolled: sums stay in registers */
@@ -13,6 +14,7 @@ typedef float f8 __attribute__((vector_size(32), may_alias));
 typedef float f8_anywhere __attribute__((vector_size(32), may_alias, aligned(4)));
 typedef int32_t i8 __attribute__((vector_size(32), may_alias));
 typedef uint32_t u8 __attribute__((vector_size(32), may_alias));
+typedef uint16_t h8 __attribute__((vector_size(16), may_alias));
 
 /* a b + c, rounded once where the processor can. Compilers must not decide this (-ffp-contract=off in native.py): they
    would fuse in one copy of a loop and not in another, and the last bits of a row would depend on the rows beside it. */
@@ -36,7 +38,8 @@ static inline float across(f8 eight) {
 
 typedef struct {                                 /* y = scale W x + bias */
     long kind;
-    const char *W;                               /* a row: `inputs` weights, then zeros up to a multiple of 64 bytes */
+    const char *W;                               /* a row: `inputs` weights, then zeros up to a multiple of 64 bytes, or
+                                                    for int4 to whole blocks */
     const float *scale, *bias;                   /* per output; may be 0 */
     long outputs, inputs;
 } Matrix;

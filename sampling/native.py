@@ -28,16 +28,18 @@ FLAGS = ("-O3", "-ffp-contract=off", "-shared", "-fPIC")
 NATIVE = ("-march=native", "-mcpu=native")       # clang on ARM knows the second
 OPENMP = ("-fopenmp", "")                        # Apple's clang has none: the loops then run in one thread
 LINE = 64                        # bytes: memory is read in lines of this size
+BLOCK, BLOCK_BYTES = 256, 144    # int4: weights that are stored together, and their bytes with 8 scales
 
 
 class Matrix(ctypes.Structure):
-    """Matrix of native.h: weights stored by in_lines."""
+    """Matrix of native.h: weights stored by in_lines or in_blocks (uint8)."""
     _fields_ = [("kind", c_long), ("W", c_void_p), ("scale", c_void_p), ("bias", c_void_p), ("outputs", c_long),
                 ("inputs", c_long)]
 
     def __init__(self, W_OC, scale_O, bias_O, inputs):
         scale, bias = (None if vector_O is None else vector_O.data_ptr() for vector_O in (scale_O, bias_O))
-        super().__init__(W_OC.itemsize, W_OC.data_ptr(), scale, bias, len(W_OC), inputs)
+        kind = 0 if W_OC.dtype == torch.uint8 else W_OC.itemsize
+        super().__init__(kind, W_OC.data_ptr(), scale, bias, len(W_OC), inputs)
 
 
 @functools.cache
@@ -95,15 +97,30 @@ def in_lines(W_OI):
     return W_OC
 
 
+def in_blocks(int4_OI, scale_OG):
+    """int4 weights for matvec, W_OC of bytes: int4_OI has -8 to 7, scale_OG is a bf16 for each 32 inputs, of a multiple of
+    BLOCK. The groups of a block lie side by side, four weights at a time, two fours in the halves of bytes; then their scales.
+    """
+    O = len(int4_OI)
+    code_OUGKHF = (int4_OI + 8).to(torch.uint8).view(O, -1, 8, 4, 2, 4)
+    bytes_OUKGF = (code_OUGKHF[..., 0, :] + 16 * code_OUGKHF[..., 1, :]).transpose(2, 3)
+    W_OUC = in_huge_pages(O, bytes_OUKGF.shape[1], BLOCK_BYTES, dtype=torch.uint8)
+    W_OUC[..., :BLOCK // 2] = bytes_OUKGF.flatten(2)
+    W_OUC[..., BLOCK // 2:] = scale_OG.view(torch.uint8).view(O, -1, BLOCK_BYTES - BLOCK // 2)
+    return W_OUC.flatten(1)
+
+
 def room_for(rows, inputs):
-    """Working memory of matvec, where it rearranges `rows` of inputs."""
-    return torch.empty(rows * (-(-inputs // LINE) * LINE + 1))
+    """Working memory of matvec, where it rearranges `rows` of inputs, in the form that needs the most."""
+    return torch.empty(rows * (-(-inputs // BLOCK) * BLOCK + 1))
 
 
 def matvec(x_BI, W_OC, scale_O=None, bias_O=None):
-    """y_BO = x_BI W^T + bias_O in fp32, for W_OC = in_lines(W_OI) in fp32, bf16, or int8 (times scale_O)."""
+    """y_BO = x_BI W^T + bias_O in fp32, for W_OC = in_lines(W_OI) in fp32, bf16, or int8 (times scale_O), or
+    W_OC = in_blocks(int4_OI, scale_OG)."""
     (rows, inputs), x_BI = x_BI.shape, x_BI.contiguous()
-    assert x_BI.dtype == torch.float32 and 0 <= W_OC.shape[1] - inputs < LINE // W_OC.itemsize
+    unit, unit_bytes = (BLOCK, BLOCK_BYTES) if W_OC.dtype == torch.uint8 else (LINE // W_OC.itemsize, LINE)
+    assert x_BI.dtype == torch.float32 and W_OC.shape[1] * W_OC.itemsize == -(-inputs // unit) * unit_bytes
     y_BO, room = torch.empty(rows, len(W_OC)), room_for(rows, inputs)
     library()[0].matvec(Matrix(W_OC, scale_O, bias_O, inputs), x_BI.data_ptr(), y_BO.data_ptr(), room.data_ptr(), rows,
                         torch.get_num_threads())
