@@ -47,12 +47,13 @@ typedef struct {                                 /* the inputs of a BLOCK of int
 /* total += a BLOCK of weights times its inputs, a group per lane. w: a byte has a weight of one four and, 16 times, of the
    next; then a bf16 scale per group. Sums of 16 bits may wrap on their way: the last is 16 * 8 * 127 at most. */
 INLINE void meet_int4(const uint8_t *w, const Inputs4 *const x[FEW], f8 *total, int few) {
-    f8 scale = (f8)(__builtin_convertvector(*(const h8 *)(w + BLOCK / 2), u8) << 16);
     i8 sums[FEW];
 #ifdef __AVX2__
+    u8 scale = (u8)_mm256_cvtepu16_epi32(*(const __m128i *)(w + BLOCK / 2)) << 16;
     __m256i low = _mm256_set1_epi8(15), halves[FEW];
     EACH(b, few) halves[b] = *(const __m256i *)x[b]->start;
-    EACH(k, 4) {
+#pragma GCC unroll 1                             /* or the compiler runs out of registers */
+    for (int k = 0; k < 4; k++) {
         __m256i both = _mm256_loadu_si256((const __m256i *)(w + 32 * k));
         __m256i first = _mm256_and_si256(both, low), second = _mm256_and_si256(_mm256_srli_epi16(both, 4), low);
         EACH(b, few) {
@@ -63,6 +64,7 @@ INLINE void meet_int4(const uint8_t *w, const Inputs4 *const x[FEW], f8 *total, 
     }
     EACH(b, few) sums[b] = (i8)_mm256_madd_epi16(halves[b], _mm256_set1_epi16(1));
 #else
+    u8 scale = __builtin_convertvector(*(const h8 *)(w + BLOCK / 2), u8) << 16;
     for (int b = 0; b < few; b++)
         for (int g = 0; g < 8; g++) {
             sums[b][g] = x[b]->start[g][0] + x[b]->start[g][1];
@@ -70,7 +72,7 @@ INLINE void meet_int4(const uint8_t *w, const Inputs4 *const x[FEW], f8 *total, 
                 sums[b][g] += (w[i / 8 * 32 + g * 4 + i % 4] >> i / 4 % 2 * 4 & 15) * x[b]->x[i / 4][g][i % 4];
         }
 #endif
-    EACH(b, few) total[b] = fused(__builtin_convertvector(sums[b], f8), scale * *(const f8 *)x[b]->step, total[b]);
+    EACH(b, few) total[b] = fused(__builtin_convertvector(sums[b], f8), (f8)scale * *(const f8 *)x[b]->step, total[b]);
 }
 
 /* sums += 16 weights times 16 inputs, by pairs */
@@ -144,17 +146,17 @@ static void prepare_int4(const float *x, Inputs4 *block, long inputs, long colum
     for (long start = 0; start < columns; start += 32) {
         long g = start % BLOCK / 32, n = inputs - start < 0 ? 0 : inputs - start < 32 ? inputs - start : 32;
         float group[32] = {0}, largest;
-        int8_t ints[8][4];
-        int sums[2] = {0};
-        memcpy(group, x + (n ? start : 0), n * sizeof(float));
+        int8_t ints[32];
+        Inputs4 *to = block + start / BLOCK;
+        for (long i = 0; i < n; i++) group[i] = x[start + i];
         largest = largest_of(group, 32);
-        for (int i = 0; i < 32; i++) {
-            ints[i / 4][i % 4] = (int8_t)(group[i] * (127 / largest) + (group[i] < 0 ? -0.5f : 0.5f));
-            sums[i % 4 / 2] += ints[i / 4][i % 4];
+        for (int i = 0; i < 32; i++) ints[i] = (int8_t)(group[i] * (127 / largest) + (group[i] < 0 ? -0.5f : 0.5f));
+        to->step[g] = largest / 127;
+        to->start[g][0] = to->start[g][1] = 0;
+        for (int i = 0; i < 32; i += 4) {
+            memcpy(to->x[i / 4][g], ints + i, 4);
+            for (int k = 0; k < 4; k++) to->start[g][k / 2] -= 8 * ints[i + k];
         }
-        for (int four = 0; four < 8; four++) memcpy(block[start / BLOCK].x[four][g], ints[four], 4);
-        for (int half = 0; half < 2; half++) block[start / BLOCK].start[g][half] = (int16_t)(-8 * sums[half]);
-        block[start / BLOCK].step[g] = largest / 127;
     }
 }
 

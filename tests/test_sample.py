@@ -163,7 +163,7 @@ def test_json_is_one_line_with_the_samples_and_the_speed(folder, capsys):
     assert printed.count("\n") == 1 and len(result["samples"]) == 2 and result["tokens_per_second"] > 0
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int8"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int8", "int4"])
 def test_every_precision_continues(folder, dtype):
     assert len(main(Sample(model=str(folder), prompt="Insulin", max_new_tokens=5, dtype=dtype))["samples"]) == 1
 

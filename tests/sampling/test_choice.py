@@ -47,6 +47,15 @@ def test_a_fixed_layout_is_taken_unmeasured_and_a_wrong_one_is_named(monkeypatch
         choose_layout("bfloat16", tiny_model(), "int8")
 
 
+@pytest.mark.parametrize("device, compiler", [(GPU, object()), (CPU, None)])
+def test_int4_is_refused_in_one_line_where_it_cannot_run(monkeypatch, device, compiler):
+    monkeypatch.setattr(choice, "library", lambda: (compiler, ""))
+    assert candidates("int4", device) == []
+    monkeypatch.setattr(choice, "candidates", lambda dtype, _: candidates(dtype, device))
+    with pytest.raises(UserError, match=r"^--dtype int4 needs a CPU .* and a C compiler; use --dtype int8$"):
+        choose_layout("int4", tiny_model())
+
+
 def test_a_small_model_is_not_measured():
     """So that its texts do not depend on noise, and it starts at once."""
     assert choose_layout("float32", tiny_model()) == Choice(candidates("float32", CPU)[0])
@@ -69,7 +78,7 @@ def test_the_candidates_follow_the_machine(monkeypatch):
     assert candidates("float32", CPU) == ["matvec", "plain"] and candidates("float16", CPU) == ["widened"]
     assert candidates("int8", CPU) == (["matvec_int8", "int8"] if X86 else ["matvec_int8"])
     assert candidates("bfloat16", GPU) == candidates("float16", GPU) == ["plain"]
-    assert candidates("int8", GPU) == ["widened_int8"]
+    assert candidates("int8", GPU) == ["widened_int8"] and candidates("int4", CPU) == ["matvec_int4"]
 
 
 def test_without_torchs_private_operators_other_layouts_serve(monkeypatch):

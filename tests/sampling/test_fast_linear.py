@@ -13,9 +13,10 @@ from sampling.fast_linear import (
     has,
     lay_out,
     quantize,
+    quantize_int4,
     weight_bytes,
 )
-from sampling.native import in_lines, library, matvec
+from sampling.native import in_blocks, in_lines, library, matvec
 
 X86 = "x86" in torch.backends.quantized.supported_engines
 BF16 = has("avx512_bf16", "amx_bf16")
@@ -39,6 +40,7 @@ def error(y, reference):
     pytest.param("matvec", torch.float32, 1e-6, marks=needs_a_compiler),
     pytest.param("matvec", torch.bfloat16, 5e-3, marks=needs_a_compiler),
     pytest.param("matvec_int8", torch.float32, 1e-2, marks=needs_a_compiler),
+    pytest.param("matvec_int4", torch.float32, 0.1, marks=needs_a_compiler),
     pytest.param("int8", torch.float32, 2.5e-2, marks=pytest.mark.skipif(not X86, reason="for x86 CPUs")),
     pytest.param("onednn", torch.bfloat16, 5e-3, marks=pytest.mark.skipif(not BF16, reason="no bf16 instructions"))])
 def test_a_layout_computes_what_linear_does(monkeypatch, layout, dtype, bound, rows):
@@ -56,6 +58,18 @@ def test_8_bit_weights_are_within_half_a_step():
     W_OI, _ = weights()
     int8_OI, scale_O = quantize(W_OI)
     assert ((int8_OI * scale_O[:, None] - W_OI).abs() <= 0.5001 * scale_O[:, None]).all() and int8_OI.abs().max() == 127
+
+
+def test_4_bit_weights_are_within_half_a_step_and_a_step_where_the_largest_has_the_other_sign():
+    W_OI = torch.cat([weights()[0], torch.zeros(1, 48)])
+    int4_OI, scale_OG = quantize_int4(W_OI)
+    assert int4_OI.shape == (71, 256) and scale_OG.shape == (71, 8) and scale_OG.dtype == torch.bfloat16
+    assert int4_OI.amin() == -8 and int4_OI.amax() == 7 and not int4_OI[:, 48:].any()
+    scale_OI = scale_OG.float().repeat_interleave(32, 1)[:, :48]
+    step_OI, error_OI = scale_OI.abs(), (int4_OI[:, :48] * scale_OI - W_OI).abs()
+    clamped_OI = int4_OI[:, :48] == 7
+    assert (error_OI <= torch.where(clamped_OI, 1.05, 0.501) * step_OI).all()       # a scale of bf16 is off by 0.4 %
+    assert error(int4_OI[:, :48] * scale_OI, W_OI.double()) < 0.1
 
 
 @pytest.mark.skipif(not X86, reason="for x86 CPUs")
@@ -80,24 +94,28 @@ def test_a_row_does_not_depend_on_those_beside_it(layout, dtype):
 
 
 def weights_for_c(kind, outputs, inputs):
-    """(W_OI, scale_O), and W_OI times scale_O in fp64, which is what the product should see."""
+    """(W_OC, scale_O), and the weights in fp64, which are what the product should see."""
     generator = torch.Generator().manual_seed(0)
+    if kind == "int4":
+        int4_OI, scale_OG = quantize_int4(torch.randn(outputs, inputs, generator=generator))
+        exact_OI = int4_OI.double() * scale_OG.double().repeat_interleave(32, 1)
+        return in_blocks(int4_OI, scale_OG), None, exact_OI[:, :inputs]
     W_OI, scale_O = torch.randn(outputs, inputs, generator=generator).to(kind), None
     if kind == torch.int8:
         W_OI, scale_O = quantize(torch.randn(outputs, inputs, generator=generator))
-    return W_OI, scale_O, W_OI.double() * (1 if scale_O is None else scale_O[:, None].double())
+    return in_lines(W_OI), scale_O, W_OI.double() * (1 if scale_O is None else scale_O[:, None].double())
 
 
 @needs_a_compiler
-@pytest.mark.parametrize("kind, bound", [(torch.float32, 1e-6), (torch.bfloat16, 1e-6), (torch.int8, 1e-4)])
+@pytest.mark.parametrize("kind, bound", [(torch.float32, 1e-6), (torch.bfloat16, 1e-6), (torch.int8, 1e-4),
+                                         ("int4", 1e-2)])
 @pytest.mark.parametrize("outputs, inputs", [(1, 1), (29, 15), (3, 48), (30, 1061), (9, 5131)])
 def test_the_c_loop_is_exact_and_the_same_to_the_bit_beside_others_and_on_threads(monkeypatch, kind, bound, outputs,
                                                                                 inputs):
     """5,131 inputs are three chunks; 18 vectors take these chunk by chunk, fewer all at once."""
-    W_OI, scale_O, exact_OI = weights_for_c(kind, outputs, inputs)
+    W_OC, scale_O, exact_OI = weights_for_c(kind, outputs, inputs)
     generator = torch.Generator().manual_seed(1)
     b_O, x_BI = torch.randn(outputs, generator=generator), torch.randn(18, inputs, generator=generator)
-    W_OC = in_lines(W_OI)
     y_BO = matvec(x_BI, W_OC, scale_O, b_O)
     assert error(y_BO, F.linear(x_BI.double(), exact_OI, b_O.double())) < bound
     for rows in (1, 2, 3, 4, 5, 8):
@@ -116,13 +134,30 @@ def test_the_largest_8_bit_weights_and_inputs_do_not_overflow():
 
 
 @needs_a_compiler
-@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.int8])
+@pytest.mark.parametrize("outputs, inputs", [(1, 1), (30, 1061), (9, 5131)])
+def test_4_bit_products_are_exact_for_inputs_that_8_bits_hold(outputs, inputs):
+    W_OC, _, exact_OI = weights_for_c("int4", outputs, inputs)
+    x_BI = torch.randint(-127, 128, (3, inputs), generator=torch.Generator().manual_seed(1)).float()
+    x_BI[:, ::32] = 127
+    assert error(matvec(x_BI, W_OC), x_BI.double() @ exact_OI.t()) < 1e-6
+
+
+@needs_a_compiler
+@pytest.mark.parametrize("weight, sign", [(-8, 1), (-8, -1), (7, 1), (7, -1)])
+def test_the_largest_4_bit_weights_and_inputs_do_not_overflow(weight, sign):
+    W_OC = in_blocks(torch.full((5, 4096), weight, dtype=torch.int8), torch.ones(5, 128, dtype=torch.bfloat16))
+    torch.testing.assert_close(matvec(torch.full((1, 4096), float(sign)), W_OC), torch.full((1, 5), sign * weight * 4096.0))
+    assert matvec(torch.zeros(1, 4096), W_OC).eq(0).all()
+
+
+@needs_a_compiler
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.int8, "int4"])
 @pytest.mark.parametrize("damage", [torch.nan, torch.inf])
 def test_inputs_that_are_no_numbers_are_not_rounded_to_some(kind, damage):
-    W_OI, scale_O, _ = weights_for_c(kind, 5, 40)
+    W_OC, scale_O, _ = weights_for_c(kind, 5, 40)
     x_BI = torch.ones(2, 40)
     x_BI[0, 3] = damage
-    y_BO = matvec(x_BI, in_lines(W_OI), scale_O)
+    y_BO = matvec(x_BI, W_OC, scale_O)
     assert not y_BO[0].isfinite().any() and y_BO[1].isfinite().all()
 
 
