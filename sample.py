@@ -63,7 +63,7 @@ class Sample(Sampling):
     num_samples: int = 1                # samples of each prompt, which is read once for all
     seed: int = 0                       # sample i depends on seed + i, not on how many are drawn
     device: Device = "auto"             # mps (Apple's GPU) has not been run on hardware yet
-    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8", "int4"] = "auto"   # of the weights; int4 is for CPUs
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8", "int4"] = "auto"   # of the weights; int4: on a CPU
     layout: str = "auto"                # of the weights in memory, of those in sampling/fast_linear.py; auto measures
     cuda_graph: bool = True             # on a GPU: one launch per token
     json: bool = False                  # print one JSON line: samples, tokens_per_second ...

@@ -58,7 +58,7 @@ def main(cfg):
         torch.set_num_threads(1)
     transformers.utils.logging.set_verbosity_error()
     shape, run = replace(GPTConfig(), n_layer=cfg.layers), Run(device)
-    for dtype in ("int8", "bfloat16", "float32") if device.type == "cpu" else ("bfloat16", "int8"):
+    for dtype in ("int4", "int8", "bfloat16", "float32") if device.type == "cpu" else ("bfloat16", "int8"):
         choice = choose_layout(dtype, build(run.device, replace(shape, n_layer=1), dtype))
         print(f"{dtype}: {choice.layout}. {choice.reason}")
         layouts = {choice.layout: dtype}
@@ -200,8 +200,9 @@ def required(run):
                  "least"),
                 ("bfloat16: of the bandwidth", 75, share("bfloat16"), " %", "least"),
                 ("int8: times bfloat16", 1.5, one("bfloat16") / one("int8"), "x", "least")]
-    rows, peers = [], {"in bfloat16": t[cached("bfloat16", NEAR)],
-                       "at its best": min(t[cached(dtype, NEAR)] for dtype in ("bfloat16", "float32"))}
+    rows = [("int4: times int8", 1.6, one("int8") / one("int4"), "x", "least")]
+    peers = {"in bfloat16": t[cached("bfloat16", NEAR)],
+             "at its best": min(t[cached(dtype, NEAR)] for dtype in ("bfloat16", "float32"))}
     as_released = min(t[name] for dtype in ("bfloat16", "float32") if (name := released(dtype, FAR)) in t)
     for dtype, times, bandwidth in (("bfloat16", 3.8, 90), ("int8", 7, 80)):
         eight = ROWS / t[f"ours, {dtype}, {ROWS} tokens after {NEAR}"]

@@ -12,7 +12,7 @@ Not here: which layout is the fastest here (choice.py), training (these layers h
     plain         any         same    F.linear. GPUs, and fp32 on a CPU without a C compiler
     matvec        fp32, bf16  fp32    any CPU with a C compiler: sampling/matvec.c, at the speed of memory
     matvec_int8   int8        fp32    the same; weights are rounded to 8 bits with a scale per output, inputs to 16 bits
-    matvec_int4   int4        fp32    the same; weights are rounded to 4 bits with a scale per 32, inputs to 8 bits, as well
+    matvec_int4   int4        fp32    the same; weights are rounded to 4 bits with a scale per 32, inputs to 8 bits too
     onednn        bf16        bf16    CPUs with bf16 instructions: packed for oneDNN, twice as fast as F.linear
     int8          int8        fp32    x86 CPUs with 8-bit instructions (VNNI), or no compiler: inputs of 8 bits as well
     widened       bf16, fp16  fp32    any CPU: a block of weights at a time is converted to fp32; for bf16 if there is
@@ -189,13 +189,14 @@ def lay_out(model, layout):
 
     Sets model.lm_head: the head's weights, for BioMedLM the token embedding's. `plain` and `widened` share the
     embedding's memory; the others store it twice (BioMedLM: 74 MB in int8, 148 MB in bf16), since looking up a token
-    needs it as it was.
+    needs it as it was. With matvec_int4 the head is in int8: 4 bits cost the most there (results/sample_runs.md).
     """
     for block in model.h:
         for owner, name, linear in linears(block):
             bias_O = None if linear.bias is None else linear.bias.detach()
             setattr(owner, name, FastLinear(linear.weight.detach(), bias_O, layout))
-    model.lm_head = FastLinear((model.lm_head or model.wte).weight.detach(), None, layout)
+    head_layout = "matvec_int8" if layout == "matvec_int4" else layout
+    model.lm_head = FastLinear((model.lm_head or model.wte).weight.detach(), None, head_layout)
 
     # The LayerNorms and the position embedding take the dtype of the inputs. The token embedding keeps its own: a bf16
     # row plus an fp32 position is fp32.

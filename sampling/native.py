@@ -98,15 +98,16 @@ def in_lines(W_OI):
 
 
 def in_blocks(int4_OI, scale_OG):
-    """int4 weights for matvec, W_OC of bytes: int4_OI has -8 to 7, scale_OG is a bf16 for each 32 inputs, of a multiple of
-    BLOCK. The groups of a block lie side by side, four weights at a time, two fours in the halves of bytes; then their scales.
+    """Weights of 4 bits for matvec, W_OC in uint8: int4_OI from -8 to 7, for whole blocks; scale_OG: bf16, one per 32.
+
+    A block has 8 groups, 4 weights of each in turn; the second 4 are in the upper halves of the first. Then the scales.
     """
-    O = len(int4_OI)
-    code_OUGKHF = (int4_OI + 8).to(torch.uint8).view(O, -1, 8, 4, 2, 4)
+    outputs = len(int4_OI)
+    code_OUGKHF = (int4_OI + 8).to(torch.uint8).view(outputs, -1, 8, 4, 2, 4)     # U blocks, K pairs, H halves, F fours
     bytes_OUKGF = (code_OUGKHF[..., 0, :] + 16 * code_OUGKHF[..., 1, :]).transpose(2, 3)
-    W_OUC = in_huge_pages(O, bytes_OUKGF.shape[1], BLOCK_BYTES, dtype=torch.uint8)
+    W_OUC = in_huge_pages(outputs, bytes_OUKGF.shape[1], BLOCK_BYTES, dtype=torch.uint8)
     W_OUC[..., :BLOCK // 2] = bytes_OUKGF.flatten(2)
-    W_OUC[..., BLOCK // 2:] = scale_OG.view(torch.uint8).view(O, -1, BLOCK_BYTES - BLOCK // 2)
+    W_OUC[..., BLOCK // 2:] = scale_OG.view(torch.uint8).view(outputs, -1, BLOCK_BYTES - BLOCK // 2)
     return W_OUC.flatten(1)
 
 

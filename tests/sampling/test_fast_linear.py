@@ -146,7 +146,8 @@ def test_4_bit_products_are_exact_for_inputs_that_8_bits_hold(outputs, inputs):
 @pytest.mark.parametrize("weight, sign", [(-8, 1), (-8, -1), (7, 1), (7, -1)])
 def test_the_largest_4_bit_weights_and_inputs_do_not_overflow(weight, sign):
     W_OC = in_blocks(torch.full((5, 4096), weight, dtype=torch.int8), torch.ones(5, 128, dtype=torch.bfloat16))
-    torch.testing.assert_close(matvec(torch.full((1, 4096), float(sign)), W_OC), torch.full((1, 5), sign * weight * 4096.0))
+    x_BI, y_BO = torch.full((1, 4096), float(sign)), torch.full((1, 5), sign * weight * 4096.0)
+    torch.testing.assert_close(matvec(x_BI, W_OC), y_BO)
     assert matvec(torch.zeros(1, 4096), W_OC).eq(0).all()
 
 
@@ -180,6 +181,7 @@ def test_onednns_packed_weights_give_linears_results():
     pytest.param(torch.float32, "matvec", 1e-6, marks=needs_a_compiler),
     pytest.param(torch.bfloat16, "matvec", 2e-2, marks=needs_a_compiler),
     pytest.param(torch.bfloat16, "matvec_int8", 4e-2, marks=needs_a_compiler),
+    pytest.param(torch.bfloat16, "matvec_int4", 0.3, marks=needs_a_compiler),
     pytest.param(torch.bfloat16, "int8", 8e-2, marks=pytest.mark.skipif(not X86, reason="for x86 CPUs")),
     pytest.param(torch.bfloat16, "onednn", 3e-2, marks=pytest.mark.skipif(not BF16, reason="no bf16 instructions"))])
 def test_a_model_in_a_layout_gives_nearly_its_logits(dtype, layout, bound):
@@ -189,7 +191,16 @@ def test_a_model_in_a_layout_gives_nearly_its_logits(dtype, layout, bound):
     with torch.inference_mode():
         assert error(model.logits(model.hidden(IDS_BT)), reference) < bound
     matrices = sum(p.numel() for name, p in tiny_model().named_parameters() if p.dim() == 2 and name != "wpe.weight")
-    assert weight_bytes(model) == matrices * (1 if "int8" in layout else dtype.itemsize)
+    if layout != "matvec_int4":
+        assert weight_bytes(model) == matrices * (1 if "int8" in layout else dtype.itemsize)
+
+
+@needs_a_compiler
+def test_int4_is_9_sixteenths_of_a_byte_per_weight_and_leaves_the_head_in_int8():
+    model = tiny_model(n_embd=256, n_head=4)
+    lay_out(model, "matvec_int4")
+    assert model.lm_head.layout == "matvec_int8" and {b.mlp.c_fc.layout for b in model.h} == {"matvec_int4"}
+    assert weight_bytes(model) == len(model.h) * 12 * 256**2 * 9 / 16 + model.wte.weight.numel()
 
 
 @pytest.mark.parametrize("layout", ["plain", pytest.param("matvec", marks=needs_a_compiler)])
