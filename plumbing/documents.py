@@ -61,7 +61,7 @@ def files_in(inputs):
     files, others = [], 0
     for path in inputs:
         if not path.exists():
-            raise UserError(f"{path}: no such file or folder; --inputs takes files of text, or folders of them")
+            raise UserError(f"{path}: no such file or folder; name files of text, or folders of them")
         if path.is_dir():
             inside = [p for p in sorted(path.rglob("*")) if p.is_file()]
             readable = [p for p in inside if is_readable(p)]
