@@ -5,6 +5,7 @@ file whose idea it is.
 """
 import errno
 import gc
+import gzip
 import io
 import json
 import math
@@ -13,6 +14,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import zlib
 from contextlib import contextmanager
 from dataclasses import asdict, field, fields
 from pathlib import Path
@@ -156,6 +158,18 @@ def written_whole(path):
         if temporary.is_dir():
             shutil.rmtree(temporary)
         temporary.unlink(missing_ok=True)
+
+
+def read_text(path, wanted):
+    """The text of a whole file, plain or .gz; `wanted` says what the file should have been. UserError if it is missing
+    or damaged."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; {wanted}")
+    try:
+        raw = path.read_bytes()
+        return (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8-sig")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read to its end ({error}); download it again") from error
 
 
 def read_json(path, what):

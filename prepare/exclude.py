@@ -15,16 +15,14 @@ Teaches how to look up every run of 20 words of a 100 GB corpus: a rolling hash 
 operations, a table of bits that rules out most runs, and a sorted array for the others.
 Not here: overlap between two files of questions (questions/metrics.py).
 """
-import gzip
 import json
 import re
-import zlib
 from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 
-from plumbing.common import UserError
+from plumbing.common import UserError, read_text
 
 WORDS = 20                 # words of a shingle, a run of words
 PIECE = 1 << 13            # runs hashed at a time: fits the CPU's cache, and bounds the memory for long documents
@@ -97,7 +95,9 @@ class Named(NamedTuple):
 
 def read_excluded(path):
     """The PMIDs and hashes of a file. UserError if it is not understood, because no test set may be missed."""
-    contents = unpacked(path)
+    if not re.fullmatch(r".*\.(txt|jsonl?)(\.gz)?", path.name):
+        raise UserError(f"{path}: --exclude reads .txt, .json and .jsonl, plain or .gz")
+    contents = read_text(path, "--exclude takes files of PMIDs (.txt), questions or documents (.json, .jsonl)")
     if path.name.removesuffix(".gz").endswith(".txt"):
         return Named({pmid_of(line, f"{path}, line {i}") for i, line in enumerate(contents.split("\n"), 1)
                       if line.strip()}, np.empty(0, np.uint64))
@@ -113,19 +113,6 @@ def read_excluded(path):
         raise UserError(f"{path}: contains no PMID and no text of {WORDS} words, so it excludes nothing; "
                         "leave it out, or give the file with the documents or PMIDs of the test set")
     return found
-
-
-def unpacked(path):
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; --exclude takes files of PMIDs (.txt), questions or documents (.json, "
-                        ".jsonl)")
-    if not re.fullmatch(r".*\.(txt|jsonl?)(\.gz)?", path.name):
-        raise UserError(f"{path}: --exclude reads .txt, .json and .jsonl, plain or .gz")
-    try:
-        raw = path.read_bytes()
-        return (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8-sig")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read to its end ({error}); download it again") from error
 
 
 def pmid_of(line, where):

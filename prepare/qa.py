@@ -13,13 +13,12 @@ cannot be read is named and skipped. The script stops if more than 1 % are skipp
 Not here: downloads (prepare/hub_qa.py), sources and licences (prepare/__init__.py), tokens (finetune_qa.py).
 """
 import csv
-import gzip
 import html
+import io
 import json
 import re
 import sys
 import xml.etree.ElementTree as ET
-import zlib
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,7 +31,7 @@ import tyro
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the repository's modules, before those of prepare/
 # ruff: noqa: E402
 
-from plumbing.common import UserError, read_json, run_script, say_next
+from plumbing.common import UserError, read_json, read_text, run_script, say_next
 from prepare.hub_qa import fetch
 from prepare.sections import Sections, make_sections
 from questions.format import Question, write_questions
@@ -155,20 +154,15 @@ def from_mmlu(record):
 
 def read_records(path):
     """[(where, record), ...]. A record that is not JSON is a Malformed, which `converted` reports."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; IN is a file of questions")
-    opened = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
-            name = path.name.removesuffix(".gz")
-            if name.endswith(".csv"):
-                rows = csv.reader(file)
-                return [(f"line {rows.line_num}", row) for row in rows if row]
-            text = file.read()
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read to its end ({error}); download it again") from error
+    text, name = read_text(path, "IN is a file of questions"), path.name.removesuffix(".gz")
     if text.startswith("version https://git-lfs"):
         raise UserError(f"{path}: a git-lfs pointer instead of the file; run `git lfs pull`")
+    if name.endswith(".csv"):
+        rows = csv.reader(io.StringIO(text, newline=""))
+        try:
+            return [(f"line {rows.line_num}", row) for row in rows if row]
+        except csv.Error as error:
+            raise UserError(f"{path}, line {rows.line_num}: {error}; repair or remove it") from error
     whole = Malformed() if name.endswith(".jsonl") else as_json(text)
     if isinstance(whole, Malformed):                 # TRAP: MedMCQA's .json files have one record per line
         return [(f"line {i}", as_json(line)) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
