@@ -119,15 +119,15 @@ def finetune_and_report(cfg, world):
     started = time.perf_counter()
     splits = read_splits(cfg, world)
     with finetuning.prepare_out(cfg, world, "training"):
-        log, best, cut = finetune(cfg, world, splits)
-        predictions = predict(cfg, world, splits["test"])
+        folder = Path(cfg.out) / "training" / "best"
+        log, best, cut = finetune(cfg, world, folder, splits)
+        predictions = predict(cfg, world, folder, splits["test"])
         if world.rank:
             return None
 
         report = assess(cfg.short, splits["test"], predictions) | {
             "splits": {name: len(items) for name, items in splits.items()}, "best": best, "truncated": cut}
-        report = finetuning.write_results(cfg, started, best_folder(cfg), log, predictions, report, cfg.data,
-                                          summary(report))
+        report = finetuning.write_results(cfg, started, folder, log, predictions, report, cfg.data, summary(report))
         print(f"{summary(report)}\nWrote {cfg.out}/report.json and {cfg.out}/model")
         say_next("finetune_answers.py", "answer", "--model", f"{cfg.out}/model", "--prompt", "TEXT")
         return report
@@ -145,12 +145,8 @@ def read_splits(cfg, world):
     return splits
 
 
-def best_folder(cfg):
-    return Path(cfg.out) / "training" / "best"
-
-
-def finetune(cfg, world, splits):
-    """Fine-tune once, and keep the best model on dev in best_folder.
+def finetune(cfg, world, folder, splits):
+    """Fine-tune once, and keep the best model on dev in `folder`.
 
     Returns the log, the best evaluation, and how many texts of train and dev were cut.
     """
@@ -171,16 +167,16 @@ def finetune(cfg, world, splits):
 
     def evaluate(step, best):
         """The log-perplexity of dev's answers (nats per token). If it is the lowest so far, save the model."""
-        log_p = sum(log_probabilities(model, dev, cfg, world))
+        log_p = sum(finetuning.evaluated(model, dev, cfg.micro_batch_size, world, cfg.dtype))
         metrics = {"dev_log_perplexity": -log_p / sum(len(example.target) for example in dev)}
         if not best or metrics["dev_log_perplexity"] < best["dev_log_perplexity"]:
             best = metrics | {"step": step}
-            finetuning.save_model(model, tok, best_folder(cfg), cfg, world)
+            finetuning.save_model(model, tok, folder, cfg, world)
         return metrics, best
 
-    log, best = finetuning.fine_tune(cfg, world, cfg.seed, Path(cfg.out) / "training", model, len(train), loss_of,
-                                     evaluate, finetuning.run_settings(cfg, ["data"]), cfg.select_every)
-    world.wait()                                                   # until process 0 has written best_folder
+    log, best = finetuning.fine_tune(cfg, world, cfg.seed, folder.parent, model, len(train), loss_of, evaluate,
+                                     ["data"], cfg.select_every)
+    world.wait()                                                   # until process 0 has written the folder
     return log, best, {"train": cut, "dev": reader.cut}
 
 
@@ -201,33 +197,25 @@ def make_reader(cfg, tok, gpt_cfg):
     return Reader(tok, tok.specials[START], cfg.max_source, cfg.max_target, cfg.stride)
 
 
-def log_probabilities(model, examples, cfg, world):
-    """The log-probability of each example's target in nats, on every process."""
-    log_p_N = torch.zeros(len(examples), device=world.device)
-    for part, log_p in finetuning.outputs_by_length(model, examples, cfg.micro_batch_size, world, cfg.dtype):
-        log_p_N[part] = log_p
-    return world.sum(log_p_N).tolist()
-
-
 # ---- Answering ----
 
-def predict(cfg, world, test):
+def predict(cfg, world, folder, test):
     """Answer all items with the best model; processes share the items. Returns the records of predictions.jsonl."""
     dtype = torch.bfloat16 if cfg.dtype == "bfloat16" else torch.float32
-    gpt, tok = load(str(best_folder(cfg)), dtype, world.device)
+    gpt, tok = load(folder, dtype, world.device)
     reader, alone = make_reader(cfg, tok, gpt.cfg), replace(world, rank=0, size=1)
     mine, model = test[world.rank::world.size], AnswerModel(gpt, tok.eos_id)
 
     # The log-probability of each reference.
     references = [example for item in mine for example in reader.examples(item)[:1]]
-    reference_log_p = log_probabilities(model, references, cfg, alone)
+    reference_log_p = finetuning.evaluated(model, references, cfg.micro_batch_size, alone, cfg.dtype)
 
     # Generate an answer or more from each window of an item, and their log-probabilities.
     sources = [(i, source) for i, item in enumerate(mine) for source in reader.sources(item)]
     answers = decode(cfg, gpt, tok, [source for _, source in sources])
     candidates = [(i, Example(source, [*ids, tok.eos_id])) for (i, source), found in zip(sources, answers, strict=True)
                   for ids in found]
-    log_p = log_probabilities(model, [example for _, example in candidates], cfg, alone)
+    log_p = finetuning.evaluated(model, [example for _, example in candidates], cfg.micro_batch_size, alone, cfg.dtype)
     texts = [[] for _ in mine]
     for (i, example), value in zip(candidates, log_p, strict=True):
         texts[i].append((tok.decode(example.target[:-1]).strip(), value))

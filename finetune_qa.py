@@ -170,8 +170,7 @@ def finetune(cfg, world, seed, train, dev, test):
             finetuning.save_model(model, tok, folder / "best", cfg, world, about)
         return metrics, best
 
-    log, best = finetuning.fine_tune(cfg, world, seed, folder, model, len(train), loss_of, evaluate,
-                                     finetuning.run_settings(cfg, FILES))
+    log, best = finetuning.fine_tune(cfg, world, seed, folder, model, len(train), loss_of, evaluate, FILES)
     return best, log, cut
 
 

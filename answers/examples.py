@@ -120,15 +120,14 @@ class Reader:
         return ids[:room]
 
     def windows(self, item):
-        """(pieces of the context, the prompt's ids). Without a context there is one piece, which is empty."""
+        """(a piece of the context, the source with it) of each window; without a context of one empty piece."""
         asked = ("\n" if item.context else "") + item.prompt.strip()
         asked = self.shortened(self.tok.encode(asked).tolist(), self.max_source)
-        return windows(self.tok.encode(item.context.strip()).tolist(), self.max_source - len(asked), self.stride), asked
+        pieces = windows(self.tok.encode(item.context.strip()).tolist(), self.max_source - len(asked), self.stride)
+        return [(piece, [*self.front, *piece, *asked, self.start_id]) for piece in pieces]
 
     def sources(self, item):
-        """The sources of an item, one for each window of its context."""
-        pieces, asked = self.windows(item)
-        return [[*self.front, *piece, *asked, self.start_id] for piece in pieces]
+        return [source for _, source in self.windows(item)]
 
     def target(self, text):
         return [*self.shortened(self.tok.encode(text.strip()).tolist(), self.max_target), self.tok.eos_id]
@@ -136,11 +135,11 @@ class Reader:
     def examples(self, item, every_window=False):
         """The examples of an item: the windows that contain the answer, or the first if none does, with the answer as
         target. With every_window, for training, also the other windows, with an empty target."""
-        (pieces, asked), target = self.windows(item), self.target(item.answer)
-        holds = [item.answer.strip() in self.tok.decode(piece) for piece in pieces]
+        windows, target = self.windows(item), self.target(item.answer)
+        holds = [item.answer.strip() in self.tok.decode(piece) for piece, _ in windows]
         holds[0] |= not any(holds)
-        return [Example([*self.front, *piece, *asked, self.start_id], target if held else [self.tok.eos_id])
-                for piece, held in zip(pieces, holds, strict=True) if held or every_window]
+        return [Example(source, target if held else [self.tok.eos_id])
+                for (_, source), held in zip(windows, holds, strict=True) if held or every_window]
 
 
 def windows(ids, room, stride):

@@ -145,7 +145,7 @@ def finetune(cfg, world, seed, files):
     given = [name for name in FILES if getattr(cfg, name)]
     log, best = finetuning.fine_tune(cfg, world, seed, folder, model, len(windows["train"]), loss_of,
                                      partial(evaluate, model, tok, files, windows, cfg, world, folder / "best"),
-                                     finetuning.run_settings(cfg, given), cfg.select_every)
+                                     given, cfg.select_every)
     return best, log, counts
 
 
@@ -199,12 +199,11 @@ def records(items, found, threshold):
 
 def predict(model, windows, cfg, world):
     """best_spans of every window, on every process."""
-    found = []
-    outputs = finetuning.outputs_by_length(model, windows, cfg.micro_batch_size, world, cfg.dtype)
-    for part, (start_NS, end_NS) in outputs:
-        found += [(int(i), best_spans(start_S, end_S, cfg.max_answer, cfg.n_best))
-                  for i, start_S, end_S in zip(part, start_NS.cpu(), end_NS.cpu(), strict=True)]
-    return [best for _, best in sorted(world.gather(found), key=lambda one: one[0])]
+    def best_of(output):
+        start_NS, end_NS = (scores_NS.cpu() for scores_NS in output)
+        return [best_spans(*pair, cfg.max_answer, cfg.n_best) for pair in zip(start_NS, end_NS, strict=True)]
+
+    return finetuning.evaluated(model, windows, cfg.micro_batch_size, world, cfg.dtype, best_of)
 
 
 def summary(report):

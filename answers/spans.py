@@ -23,8 +23,7 @@ import torch.nn.functional as F
 
 from answers.examples import Item, windows
 from plumbing.common import UserError, read_json
-from questions import heads
-from questions.packed import Tree
+from questions.packed import Tree, read
 from tokenizer import well_formed
 
 CERTAIN = 1e9            # the margin of an empty context, which has no answer for sure (JSON has no infinity)
@@ -175,7 +174,7 @@ class SpanModel(nn.Module):
 
     def forward(self, windows):
         """start_NS and end_NS (fp32): for each window the scores of "no answer" and of its tokens; then -inf."""
-        packed, x_BTD = heads.read(self.gpt, [window.tree for window in windows], self.pad_id)
+        packed, x_BTD = read(self.gpt, [window.tree for window in windows], self.pad_id)
         length_N = torch.tensor([len(window.chars) for window in windows], device=x_BTD.device)
         s_S = torch.arange(int(length_N.max()) + 1, device=x_BTD.device)
         real_NS = s_S <= length_N[:, None]

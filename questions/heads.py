@@ -16,11 +16,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from plumbing.common import UserError
-from questions import packed
-from questions.packed import Tree
-from training.finetuning import outputs_by_length
-
-ENCODER_TOKENS = ("[CLS]", "[SEP]")
+from questions.packed import Tree, read
+from training.finetuning import evaluated
 
 
 class Reader:
@@ -101,11 +98,10 @@ class EncoderReader(Reader):
     NEW_TOKENS = {"option": (), "label": ()}
 
     def __init__(self, head, tok, max_length, labels=()):
-        if head not in self.NEW_TOKENS:
-            raise UserError(f"an encoder has no probability for a text, which --head {head} needs")
         super().__init__(head, tok, max_length, labels)
-        if missing := [name for name in ENCODER_TOKENS if name not in tok.specials]:
-            raise UserError(f"the tokenizer has no {missing[0]}, which an encoder reads before and between texts")
+        for name in ("[CLS]", "[SEP]"):
+            if name not in tok.specials:
+                raise UserError(f"the tokenizer has no {name}, which an encoder reads before and between texts")
         self.front, self.special = [tok.specials["[CLS]"]], {"[SEP]": tok.specials["[SEP]"]}
 
     def label(self, q):
@@ -122,11 +118,6 @@ class EncoderReader(Reader):
 
 def reader_for(gpt):
     return Reader if gpt.causal else EncoderReader
-
-
-def read(gpt, trees, pad_id):
-    """(Packed, x_BTD): the trees in rows, and the last hidden state of each token, for both kinds of models."""
-    return (packed.read if gpt.causal else packed.read_by_encoder)(gpt, trees, pad_id)
 
 
 class Classifier(nn.Module):
@@ -182,11 +173,8 @@ class Likelihood(nn.Module):
 
 def predict(model, trees, cfg, world):
     """For each question a list of its options' scores, on every process."""
-    counts = [len(tree.classes or tree.branches) for tree in trees]
-    scores_QO = torch.zeros(len(trees), max(counts), device=world.device)
-    for part, of_part in outputs_by_length(model, trees, cfg.batch_size, world, cfg.dtype):
-        scores_QO[torch.tensor(part), :of_part.shape[1]] = of_part
-    scores = [scores[:n] for scores, n in zip(world.sum(scores_QO).tolist(), counts, strict=True)]
+    padded = evaluated(model, trees, cfg.batch_size, world, cfg.dtype)
+    scores = [of_tree[:len(tree.classes or tree.branches)] for tree, of_tree in zip(trees, padded, strict=True)]
     if not all(math.isfinite(score) for of_question in scores for score in of_question):
         raise UserError(f"a score is not finite in {cfg.dtype}; use --dtype float32, or other weights")
     return scores

@@ -53,19 +53,18 @@ def row_length(gpt):
 
 
 def read(gpt, trees, pad_id):
-    """(Packed, x_BTD): the trees in rows, and the last hidden state of each token of a causal model."""
-    packed = pack(trees, row_length(gpt), pad_id, gpt.wte.weight.device)
-    visible_BTS = visible(packed.tree_BT, packed.branch_BT)
-    return packed, gpt.hidden(packed.ids_BT, visible_BTS=visible_BTS, position_BT=packed.position_BT)
+    """(Packed, x_BTD): the trees in rows, and the last hidden state of each token. For an encoder, branch_end_N is the
+    column of [CLS], which its heads read."""
+    if gpt.causal:
+        packed = pack(trees, row_length(gpt), pad_id, gpt.wte.weight.device)
+        visible_BTS = visible(packed.tree_BT, packed.branch_BT)
+        return packed, gpt.hidden(packed.ids_BT, visible_BTS=visible_BTS, position_BT=packed.position_BT)
 
-
-def read_by_encoder(encoder, trees, pad_id):
-    """The same for an encoder. branch_end_N is the column of [CLS], which an encoder's head reads."""
     texts = [Tree(tree.prefix, [branch]) for tree in trees for branch in tree.branches]
-    packed = pack(texts, row_length(encoder), pad_id, encoder.wte.weight.device)
-    type_BT = packed.branch_BT.clamp(max=encoder.cfg.n_types - 1)
+    packed = pack(texts, row_length(gpt), pad_id, gpt.wte.weight.device)
+    type_BT = packed.branch_BT.clamp(max=gpt.cfg.n_types - 1)
     visible_BTS = packed.tree_BT[:, :, None] == packed.tree_BT[:, None]
-    x_BTD = encoder.hidden(packed.ids_BT, type_BT, visible_BTS, packed.position_BT)
+    x_BTD = gpt.hidden(packed.ids_BT, type_BT, visible_BTS, packed.position_BT)
     length_N = torch.tensor([len(text) for text in texts], device=x_BTD.device)
     return replace(packed, branch_end_N=packed.branch_end_N + 1 - length_N,
                    sizes=[len(tree.branches) for tree in trees]), x_BTD

@@ -88,23 +88,27 @@ def processes_of(cfg):
 
 # ---- The training loop ----
 
-def fine_tune(cfg, world, seed, folder, model, n_train, loss_of, evaluate, fixed, evaluate_every=0):
-    """Train `model` (on the CPU so far) on n_train examples for cfg.epochs. Resumes from the newest checkpoint in
-    `folder` if there is one.
+def fine_tune(cfg, world, seed, folder, model, n_train, loss_of, evaluate, files, evaluate_every=0):
+    """Train `model` (on the CPU so far) on n_train examples for cfg.epochs, from the newest checkpoint in `folder` on.
 
     loss_of(net, indices)  the sum of the losses of these examples; net is the model, wrapped if --parallel is ddp
     evaluate(step, best)   evaluates on dev every `evaluate_every` steps (0: after each epoch) and after the last step.
-                           Returns (metrics, best): the metrics to log for this step, and the best evaluation so far.
-                           Both are JSON objects; best is {} at first
-    fixed                  the settings that must not change before a run is resumed: run_settings
+                           Returns (metrics, best): what to log for this step, and the best evaluation so far, {} at
+                           first; both are JSON objects
+    files                  settings that name a file, whose content must not change before the run is resumed
 
     Returns (log, best): a JSON object for each step, and the best evaluation.
     """
-    ddp = distribute(model, world, cfg)
+    if cfg.parallel == "fsdp":               # each process only moves its own slices
+        shard_model(model, device_mesh(world, 0), cfg.dtype, model.gpt.h)
+    else:
+        model.to(world.device)
+    ddp = average_gradients(model, world, cfg.parallel)
     optimizer = make_optimizer(model, cfg)
     epoch_steps = -(-n_train // cfg.batch_size)
     steps = math.ceil(cfg.epochs * epoch_steps)
     checkpoints = Checkpoints(folder, world, keep=1)
+    fixed = fixed_settings(cfg) | {name: zlib.crc32(Path(getattr(cfg, name)).read_bytes()) for name in files}
     first, saved = checkpoints.load(model, optimizer, fixed, steps)
     log, best = saved.get("log", []), saved.get("best", {})
     bar = tqdm(total=steps, initial=first, unit="step", desc=f"seed {seed}", disable=None if world.rank == 0 else True)
@@ -149,15 +153,6 @@ def fine_tune(cfg, world, seed, folder, model, n_train, loss_of, evaluate, fixed
     checkpoints.finish()
     bar.close()
     return log, best
-
-
-def distribute(model, world, cfg):
-    """Move the model from the CPU to this process's device. Returns the module to compute the loss with."""
-    if cfg.parallel == "fsdp":               # each process only moves its own slices
-        shard_model(model, device_mesh(world, 0), cfg.dtype, model.gpt.h)
-    else:
-        model.to(world.device)
-    return average_gradients(model, world, cfg.parallel)
 
 
 def batch_of(step, n_train, batch_size, seed):
@@ -209,33 +204,30 @@ def computing(model, world, dtype):
     return autocast(world.device, "float32" if isinstance(model, FSDPModule) else dtype)
 
 
-def outputs_by_length(model, examples, size, world, dtype):
-    """Evaluate: yield (indices, the model's output) for this process's share of the examples, `size` at a time.
+def evaluated(model, examples, size, world, dtype, results_of=torch.Tensor.tolist):
+    """The result of each example, on every process: results_of(the model's output) for `size` examples at a time.
 
     Examples of similar length, by len(), are in one batch, so that there is little padding.
     """
     model.eval()
+    found = {}
     order = np.argsort([len(example) for example in examples], kind="stable")
     for start in range(0, len(order), size * world.size):
         for part, weight, _ in parts(order[start:start + size * world.size], world, size):
             with torch.no_grad(), computing(model, world, dtype):
                 output = model([examples[i] for i in part])
             if weight:
-                yield part, output
+                found.update(zip(part.tolist(), results_of(output), strict=True))
+    found = dict(world.gather([*found.items()]))
+    return [found[i] for i in range(len(examples))]
 
 
 # ---- Interrupted and finished runs ----
 
-def run_settings(cfg, files):
-    """The settings that must not change before an interrupted run is resumed. files: settings that name a file; its
-    content must not change."""
-    return fixed_settings(cfg) | {name: zlib.crc32(Path(getattr(cfg, name)).read_bytes()) for name in files}
-
-
 @contextmanager
 def prepare_out(cfg, world, checkpoints):
-    """Create the folder OUT and lock it against other runs. When the run has ended well, delete OUT/`checkpoints`, from
-    which an interrupted run resumes. With --restart, set what an earlier run left there aside, and delete it then."""
+    """Lock OUT against other runs. When the run has ended well, delete OUT/`checkpoints`, from which an interrupted run
+    resumes. With --restart, set what an earlier run left there aside, and delete it then."""
     with the_only_run(cfg.out, world):
         if cfg.restart:
             set_aside(cfg.out, world, checkpoints)
@@ -251,9 +243,9 @@ def seed_folder(cfg, seed):
 
 
 def save_model(model, tok, folder, cfg, world, about=None):
-    """Write model.gpt, with low-rank additions merged in, and the task head's tensors as a Hugging Face folder. With
-    --save-adapter also write the additions alone, in the folder `adapter` beside it. All processes must call it; the
-    first one writes. about: more entries for config.json."""
+    """Write model.gpt, with low-rank additions merged in, and the task head's tensors as a Hugging Face folder; with
+    --save-adapter also the additions alone, in the folder `adapter` beside it. All processes must call it.
+    about: more entries for config.json."""
     whole = whole_weights(model)
     if world.rank:
         return
@@ -269,22 +261,17 @@ def save_model(model, tok, folder, cfg, world, about=None):
         config = read_json(temporary / "config.json", "a model's configuration")
         write_json(temporary / "config.json", config | (about or {}))
     if adapter:
-        with written_whole(adapter_beside(folder)) as temporary:
+        with written_whole(folder.with_name("adapter")) as temporary:
             shutil.copytree(folder, temporary, ignore=shutil.ignore_patterns("model*.safetensors*"))
             write_json(temporary / adapters.CONFIG, adapter[0])
             save_readable(adapter[1], temporary / adapters.WEIGHTS)
-
-
-def adapter_beside(folder):
-    return Path(folder).with_name("adapter")
 
 
 def write_results(cfg, started, best, log, predictions, report, test_file, summary):
     """Write log.jsonl, predictions.jsonl, report.json and model/ into OUT, and adapter/ with --save-adapter. Returns
     the report with the facts about the run.
 
-    started: time.perf_counter() at its beginning. best: the folder that save_model wrote; OUT/model is a copy with a
-    model card. summary: the report in words, for the card.
+    started: time.perf_counter() at its beginning. best: the folder that save_model wrote. summary: for the model card.
     """
     out = Path(cfg.out)
     report = report | {"seconds": time.perf_counter() - started, "settings": asdict(cfg), "commit": git_commit()}
@@ -295,11 +282,10 @@ def write_results(cfg, started, best, log, predictions, report, test_file, summa
     settings = {name: getattr(cfg, name) for name in ("epochs", "batch_size", "learning_rate", "lora_rank")}
     card = {"Fine-tuned from": cfg.model, "Test": {"file": Path(test_file).name, "result": summary},
             "Settings": settings}
-    for source, name in ((best, "model"), (adapter_beside(best), "adapter")):
-        if name == "adapter" and not source.is_dir():
-            shutil.rmtree(out / name, ignore_errors=True)        # an earlier run's, with other weights
-            continue
-        with written_whole(out / name) as folder:
-            shutil.copytree(source, folder)
-            write_model_card(folder, card)
+    shutil.rmtree(out / "adapter", ignore_errors=True)           # an earlier run's, with other weights
+    for source, name in ((best, "model"), (best.with_name("adapter"), "adapter")):
+        if source.is_dir():
+            with written_whole(out / name) as folder:
+                shutil.copytree(source, folder)
+                write_model_card(folder, card)
     return report
