@@ -82,10 +82,10 @@ class Answerer:
         self.reader = reader_for(gpt)(about["head"], tok, about["max_length"], self.labels)
         model = Classifier(gpt, self.reader.pad_id, self.labels)
         stored = {name.removeprefix("score."): tensor for name, tensor in read_tensors(folder, head=True)}
-        if {name: tensor.shape for name, tensor in stored.items()} != {
-                name: tensor.shape for name, tensor in model.score.state_dict().items()}:
-            raise UserError(f"{folder}: the weights of the head do not fit config.json; copy the folder again")
-        model.score.load_state_dict(stored)
+        try:
+            model.score.load_state_dict(stored)
+        except RuntimeError as error:            # other names or shapes
+            raise UserError(f"{folder}: the weights of the head do not fit config.json; copy it again") from error
         self.model = model.to(self.world.device)
 
     def question(self, text, options, context):

@@ -123,8 +123,7 @@ def same(q):
 
 def overlap(train, test):
     """{"exact": n, "near": n, "ids": the first ten}: test questions that are also in train. near excludes exact."""
-    seen, known = {same(q) for q in train}, set().union(*map(windows, train)) if train else set()
+    seen, known = {same(q) for q in train}, set().union(*map(windows, train))
     exact = [q.id for q in test if same(q) in seen]
-    near = [q.id for q in test if same(q) not in seen
-            and len(windows(q) & known) >= NEAR * len(windows(q))]
+    near = [q.id for q in test if same(q) not in seen and len(windows(q) & known) >= NEAR * len(windows(q))]
     return {"exact": len(exact), "near": len(near), "ids": (exact + near)[:10]}
