@@ -48,22 +48,16 @@ class AdamW8bit(torch.optim.Optimizer):
         correction1, correction2 = (-torch.expm1(state["step"] * math.log(beta)) for beta in group["betas"])
         weights, gradients = p.view(-1), p.grad.reshape(-1)
         for start in range(0, p.numel(), CHUNK):
-            here = slice(start, start + CHUNK)
+            here, blocks = slice(start, start + CHUNK), slice(start // BLOCK, (start + CHUNK) // BLOCK)
             g, w = gradients[here].float(), weights[here].float()
-            m = self.moment(state, "exp_avg", here, len(g), signed=True).lerp_(g, 1 - beta1)
-            v = self.moment(state, "exp_avg_sq", here, len(g), signed=False).lerp_(g * g, 1 - beta2)
+            m = dequantize(state["exp_avg"][here], state["exp_avg_scale"][blocks], signed=True)[:len(g)]
+            v = dequantize(state["exp_avg_sq"][here], state["exp_avg_sq_scale"][blocks], signed=False)[:len(g)]
+            m, v = m.lerp_(g, 1 - beta1), v.lerp_(g * g, 1 - beta2)
             w *= 1 - group["lr"] * group["weight_decay"]
             w -= group["lr"] / correction1 * m / ((v / correction2).sqrt_() + group["eps"])
             weights[here] = w if p.dtype == torch.float32 else randomly_rounded_to_bfloat16(w)
             for name, value, signed in (("exp_avg", m, True), ("exp_avg_sq", v, False)):
-                codes, scale = quantize(value, signed)
-                state[name][start:start + len(codes)] = codes
-                state[name + "_scale"][start // BLOCK:start // BLOCK + len(scale)] = scale
-
-    @staticmethod
-    def moment(state, name, here, n, signed):
-        blocks = slice(here.start // BLOCK, here.stop // BLOCK)
-        return dequantize(state[name][here], state[name + "_scale"][blocks], signed)[:n]
+                state[name][here], state[name + "_scale"][blocks] = quantize(value, signed)
 
 
 def quantize(x, signed):
