@@ -47,31 +47,24 @@ def the_only_run(out, world):
     if world.rank:
         yield
         return
-    lock = FileLock(Path(out) / ".lock", timeout=0)
     try:
         Path(out).mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        lock = FileLock(Path(out) / ".lock", timeout=0).acquire()
     except Timeout as error:
         raise UserError(f"{out}: another run is writing to it; choose another --out, or wait for it") from error
     except OSError as error:
         raise UserError(f"{out}: cannot write there ({error.strerror}); choose another folder") from error
-    try:
+    with lock:
         yield
-    finally:
-        lock.release()
-
-
-def is_first_start():
-    """False where torchrun or SLURM has started the same command again: --restart must not discard their progress."""
-    return not any(int(os.environ.get(name) or 0) for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
 
 
 def set_aside(out, world, *names):
-    """For --restart: move what an earlier run left in OUT to OUT/discarded, to be deleted once it is replaced. A start
-    by torchrun or SLURM moves nothing."""
+    """For --restart: move what an earlier run left in OUT to OUT/discarded, to be deleted once it is replaced. Where
+    torchrun or SLURM has started the same command again, nothing moves: it is their progress."""
+    again = any(int(os.environ.get(name) or 0) for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
     discarded = Path(out) / "discarded"
     old = [Path(out) / name for name in names if (Path(out) / name).exists()]
-    if world.rank == 0 and is_first_start() and old:
+    if world.rank == 0 and old and not again:
         shutil.rmtree(discarded, ignore_errors=True)
         discarded.mkdir()
         for path in old:
@@ -190,15 +183,14 @@ class Checkpoints:
         return 0, {}
 
     def agreed_checkpoints(self):
-        """The checkpoints that the first process sees. UserError if another process does not see the same."""
-        mine = [folder.name for folder in complete_checkpoints(self.out)]
-        if self.world.size > 1:
-            seen = self.world.gather([mine])
-            for rank, names in enumerate(seen):
-                if names != seen[0]:
-                    raise UserError(f"{self.out}: process 0 sees checkpoints {seen[0]}, process {rank} sees {names}; "
-                                    "--out must be a folder that all nodes share")
-        return [self.out / "checkpoints" / name for name in mine]
+        """The complete checkpoints. UserError if a process does not see the same ones as the first."""
+        found = complete_checkpoints(self.out)
+        seen = self.world.gather([[folder.name for folder in found]])
+        for rank, names in enumerate(seen):
+            if names != seen[0]:
+                raise UserError(f"{self.out}: process 0 sees checkpoints {seen[0]}, process {rank} sees {names}; --out "
+                                "must be a folder that all nodes share")
+        return found
 
     def say_damaged(self, folder, reason):
         self.say(f"{folder}: damaged ({str(reason)[:100]}); trying the one before")

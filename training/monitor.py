@@ -9,6 +9,7 @@ import platform
 import sys
 import time
 from collections import deque
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from zlib import crc32
@@ -55,28 +56,31 @@ class Monitor:
               f"{cfg.steps * self.tokens / corpus.tokens:.2f} epochs\n"
               f"MFU         of {self.peak / 1e9:,.0f} GFLOP/s, {self.source}; 6N + 12LDT FLOPs per token", flush=True)
 
-    def speed(self, step, seconds):
-        per_process = self.flops / self.world.size / seconds
-        speed = {"tokens_per_second": self.tokens / seconds, "mfu": per_process / self.peak,
-                 "hours_left": (self.cfg.steps - step - 1) * seconds / 3600}
-        memory = memory_in_use(self.world.device)
-        return speed | ({"memory_gib": memory / 2**30} if memory else {})
-
     def write(self, step, values, seconds):
         """The values of a step that took so long. Every 100 steps, who was slowest: all processes call it together."""
-        slowest = slowest_process(self.world, seconds) if (step + 1) % 100 == 0 and self.world.size > 1 else ""
+        times = []
+        if (step + 1) % 100 == 0 and self.world.size > 1:
+            times = sorted(self.world.gather([(seconds, self.world.rank, platform.node())]))
         if self.world.rank:
             return
-        values = values | self.speed(step, seconds)
-        self.log.write(json.dumps({"step": step} | {name: finite(value) for name, value in values.items()}) + "\n")
+        values = values | {
+            "tokens_per_second": self.tokens / seconds, "mfu": self.flops / self.world.size / seconds / self.peak,
+            "hours_left": (self.cfg.steps - step - 1) * seconds / 3600}
+        if memory := memory_in_use(self.world.device):
+            values["memory_gib"] = memory / 2**30
+
+        # JSON has no NaN or infinity: they become None.
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self.log.write(json.dumps({"step": step} | finite) + "\n")
         self.boards.write(step, **values)
 
         self.bar.update()
         self.bar.set_postfix_str(f"loss {values['loss']:.3f}, {values['tokens_per_second']:,.0f} tokens/s")
         if "val_loss" in values or "skipped" in values or step == 0:
             self.bar.write(f"step {step:6d}  " + "  ".join(f"{name} {value:.4g}" for name, value in values.items()))
-        if slowest:
-            self.bar.write(slowest)
+        if times:
+            (median, _, _), (worst, rank, host) = times[len(times) // 2], times[-1]
+            self.bar.write(f"slowest process: {rank} on {host}, {worst:.3f} s; median {median:.3f} s")
 
     def close(self):
         if self.world.rank:
@@ -133,20 +137,12 @@ class Outliers:
         return False
 
 
-def slowest_process(world, seconds):
-    """Names the process whose step took longest, beside the median."""
-    times = sorted(world.gather([(seconds, world.rank, platform.node())]))
-    worst, rank, host = times[-1]
-    return f"slowest process: {rank} on {host}, {worst:.3f} s; median {times[len(times) // 2][0]:.3f} s"
-
-
 @cache                                               # measuring takes a second, and the machine stays the same
 def peak_flops(device, dtype):
-    """(FLOP/s that count as 100 %, the source of the number): the data sheet's dense bf16 rate, or what a large matrix
-    product reaches here on a machine that is not in the table."""
+    """(FLOP/s that count as 100 %, the source of the number): the data sheet's, or what a large matrix product reaches
+    here on a machine that is not in the table."""
     if device.type == "cuda":
-        chip = known_chip(torch.cuda.get_device_name(device))
-        if chip:
+        if chip := known_chip(torch.cuda.get_device_name(device)):
             return PEAK_FLOPS[chip], f"{chip}'s dense bf16 peak"
 
     n = 1024 if device.type == "cpu" else 8192       # a GPU needs a large product to be busy
@@ -179,22 +175,15 @@ def memory_in_use(device):
     return peak if sys.platform == "darwin" else peak * 1024        # macOS counts in bytes, Linux in KiB
 
 
-def finite(value):
-    """JSON has no NaN or infinity: they become None."""
-    return value if math.isfinite(value) else None
-
-
 def forget_steps(path, first):
     """Drop the lines of steps after the checkpoint, which will be repeated, and lines that a crash damaged."""
     if not path.is_file():
         return
     kept = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
+        with suppress(ValueError, KeyError, TypeError):
             if json.loads(line)["step"] < first:
                 kept.append(line + "\n")
-        except (ValueError, KeyError, TypeError):
-            continue
     with written_whole(path) as temporary:
         temporary.write_text("".join(kept), encoding="utf-8")
 
