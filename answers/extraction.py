@@ -1,23 +1,21 @@
 """Fine-tuning on extraction: find the answer as a span of the context. The presets span and bioasq8b of
 finetune_answers.py run it.
 
-Teaches that a third kind of head needs little code: two numbers per token instead of one per option, in the same
-training loop. And that nothing may be chosen on the test: the step that is tested, and the threshold above which the
-model gives no answer, are chosen on dev.
-Not here: the loop (training/finetuning.py), windows and spans (answers/spans.py), the scores (answers/scores.py,
-answers/report.py), which weights learn (training/trainable.py). A GPT and an encoder (baselines/) use the same code.
+Teaches that a third kind of head needs little code: two numbers per token instead of one per option. And that nothing
+may be chosen on the test: the step that is tested, and the threshold above which the model gives no answer, are chosen
+on dev. A GPT and an encoder (baselines/) use the same code.
+Not here: the loop (training/finetuning.py), windows and spans (answers/spans.py), the scores (answers/report.py).
 
     python finetune_answers.py span --model out/laptop/model --train train-v2.0.json --test dev-v2.0.json
     python finetune_answers.py bioasq8b --model out/span/model --seeds 0 1 2       # BioASQ after SQuAD
     python finetune_answers.py span --untrained --train F --dev F --test F         # what does pretraining add?
 
-A run writes the scores to OUT/report.json, the answers with their n best candidates to OUT/predictions.jsonl, and the
-model that was best on dev to OUT/model. transformers' BertForQuestionAnswering (Electra..., Albert..., GPT2...) can
-read this model, and --model can continue from it.
+A run writes OUT/report.json, the answers with their n best candidates to OUT/predictions.jsonl, and the model that was
+best on dev to OUT/model. transformers' BertForQuestionAnswering (Electra..., Albert..., GPT2...) can read this model,
+and --model can continue from it.
 """
 import time
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -141,11 +139,20 @@ def finetune(cfg, world, seed, files):
         chosen = [windows["train"][j] for j in part]
         return span_loss(*net(chosen), chosen)
 
+    def evaluate(step, best):
+        """Exact match and F1 on dev. If F1 is the best so far, save the model and predict the test with it."""
+        found = predict(model, files["dev"], windows["dev"], cfg, world)
+        metrics = dev_scores(files["dev"], found, has_unanswerable(files))
+        if not best or metrics["dev_f1"] > best["dev_f1"]:
+            found = predict(model, files["test"], windows["test"], cfg, world)
+            best = metrics | {"step": step, "records": records(files["test"], found, metrics["threshold"])}
+            finetuning.save_model(model, tok, folder / "best", cfg, world)
+        return metrics, best
+
     folder = finetuning.seed_folder(cfg, seed)
     given = [name for name in FILES if getattr(cfg, name)]
-    log, best = finetuning.fine_tune(cfg, world, seed, folder, model, len(windows["train"]), loss_of,
-                                     partial(evaluate, model, tok, files, windows, cfg, world, folder / "best"),
-                                     given, cfg.select_every)
+    log, best = finetuning.fine_tune(cfg, world, seed, folder, model, len(windows["train"]), loss_of, evaluate, given,
+                                     cfg.select_every)
     return best, log, counts
 
 
@@ -173,37 +180,33 @@ def build(cfg, seed):
     return model, tok, SpanReader(tok, ids, max_length, cfg.max_question, cfg.stride, front)
 
 
-def evaluate(model, tok, files, windows, cfg, world, folder, step, best):
-    """Exact match and F1 on dev. If F1 is the best so far, save the model and predict the test with it."""
-    found = {"dev": read_off(files["dev"], windows["dev"], predict(model, windows["dev"], cfg, world))}
-    rows_N2 = np.array([squad2_scores(best[0][0] if best else "", item.answers)
-                        for item, (_, best) in zip(files["dev"], found["dev"], strict=True)])
+def dev_scores(items, found, unanswerable):
+    """Exact match and F1; if questions may have no answer, at the threshold that is best for each."""
+    rows_N2 = np.array([squad2_scores(ranked[0][0] if ranked else "", item.answers)
+                        for item, (_, ranked) in zip(items, found, strict=True)])
     scores = dict(zip(("dev_exact", "dev_f1"), rows_N2.mean(0).tolist(), strict=True)) | {"threshold": None}
-    if has_unanswerable(files):
-        silent, margins = [float(not item.answers) for item in files["dev"]], [margin for margin, _ in found["dev"]]
+    if unanswerable:
+        silent, margins = [float(not item.answers) for item in items], [margin for margin, _ in found]
         scores["dev_exact"], scores["exact_threshold"] = best_threshold(margins, rows_N2[:, 0], silent)
         scores["dev_f1"], scores["threshold"] = best_threshold(margins, rows_N2[:, 1], silent)
-    if not best or scores["dev_f1"] > best["dev_f1"]:
-        test = read_off(files["test"], windows["test"], predict(model, windows["test"], cfg, world))
-        best = scores | {"step": step, "records": records(files["test"], test, scores["threshold"])}
-        finetuning.save_model(model, tok, folder, cfg, world)
-    return scores, best
+    return scores
 
 
 def records(items, found, threshold):
     """The records of predictions.jsonl. "answer" is the best candidate, or "" if the margin is above the threshold."""
     return [{"id": item.id, "group": item.group,
-             "answer": best[0][0] if best and (threshold is None or margin <= threshold) else "",
-             "margin": margin, "candidates": best} for item, (margin, best) in zip(items, found, strict=True)]
+             "answer": ranked[0][0] if ranked and (threshold is None or margin <= threshold) else "",
+             "margin": margin, "candidates": ranked} for item, (margin, ranked) in zip(items, found, strict=True)]
 
 
-def predict(model, windows, cfg, world):
-    """best_spans of every window, on every process."""
+def predict(model, items, windows, cfg, world):
+    """read_off the best spans of all windows, on every process."""
     def best_of(output):
         start_NS, end_NS = (scores_NS.cpu() for scores_NS in output)
         return [best_spans(*pair, cfg.max_answer, cfg.n_best) for pair in zip(start_NS, end_NS, strict=True)]
 
-    return finetuning.evaluated(model, windows, cfg.micro_batch_size, world, cfg.dtype, best_of)
+    found = finetuning.evaluated(model, windows, cfg.micro_batch_size, world, cfg.dtype, best_of)
+    return read_off(items, windows, found)
 
 
 def summary(report):
