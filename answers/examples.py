@@ -42,15 +42,6 @@ class Item:
     group: str = ""
     split: str = ""
 
-    def check(self):
-        """Raise ValueError if this item cannot be learned."""
-        if not all(isinstance(text, str) for text in (self.prompt, self.answer, self.context, *self.answers)):
-            raise ValueError("prompt, answer, context and answers must be text")
-        if not self.prompt.strip() or not self.answer.strip():
-            raise ValueError("the prompt or the answer is empty")
-        if self.split not in ("", *SHARES):
-            raise ValueError(f"split {self.split!r} is none of {', '.join(SHARES)}")
-
 
 def read_items(path):
     """The items of a file. UserError names the line that is wrong."""
@@ -65,7 +56,12 @@ def read_items(path):
 def item_of(record):
     item = Item(str(record.get("id", "")), record["prompt"], record["answer"], record.get("context", ""),
                 tuple(record.get("answers", ())), str(record.get("group", record["prompt"])), record.get("split", ""))
-    item.check()
+    if not all(isinstance(text, str) for text in (item.prompt, item.answer, item.context, *item.answers)):
+        raise ValueError("prompt, answer, context and answers must be text")
+    if not item.prompt.strip() or not item.answer.strip():
+        raise ValueError("the prompt or the answer is empty")
+    if item.split not in ("", *SHARES):
+        raise ValueError(f"split {item.split!r} is none of {', '.join(SHARES)}")
     return item
 
 
