@@ -53,7 +53,7 @@ def ask(cfg):
     if cfg.interactive:
         return answerer.converse()
     if not cfg.file:
-        return answerer.show(answerer.question(cfg.question, cfg.options, cfg.context))
+        return answerer.show(cfg.question, cfg.options, cfg.context)
 
     questions = read_questions(cfg.file, answered=False, options=answerer.labels)
     scores = answerer.scores(questions)
@@ -77,8 +77,8 @@ class Answerer:
             raise UserError(f"{folder}: has no head for multiple choice; give the OUT/model of a `finetune_qa.py` run")
         about = config[HEAD]
         self.labels = about["labels"]
-        weights = torch.bfloat16 if (config.get("dtype"), self.cfg.dtype) == ("bfloat16",) * 2 else torch.float32
-        gpt, tok = load(folder, weights, self.world.device, allow_encoders=True)
+        half = config.get("dtype") == self.cfg.dtype == "bfloat16"
+        gpt, tok = load(folder, torch.bfloat16 if half else torch.float32, self.world.device, allow_encoders=True)
         self.reader = reader_for(gpt)(about["head"], tok, about["max_length"], self.labels)
         model = Classifier(gpt, self.reader.pad_id, self.labels)
         stored = {name.removeprefix("score."): tensor for name, tensor in read_tensors(folder, head=True)}
@@ -87,15 +87,6 @@ class Answerer:
         except RuntimeError as error:            # other names or shapes
             raise UserError(f"{folder}: the weights of the head do not fit config.json; copy it again") from error
         self.model = model.to(self.world.device)
-
-    def question(self, text, options, context):
-        """A Question without an answer. UserError if it cannot be asked."""
-        q = Question("asked", context, text, list(options or self.labels), None)
-        try:
-            q.check(answered=False)
-        except ValueError as error:
-            raise UserError(f"{error}; give them with --options") from error
-        return q
 
     def scores(self, questions):
         """For each question a list of one score per option."""
@@ -106,8 +97,13 @@ class Answerer:
                                 f"{unknown[0]!r} is none of them")
         return predict(self.model, [self.reader(q) for q in questions], self.cfg, self.world)
 
-    def show(self, q):
-        """Print the probability of each option. Returns the scores."""
+    def show(self, text, options, context):
+        """Print the probability of each option of a question. Returns the scores."""
+        q = Question("asked", context, text, list(options or self.labels), None)
+        try:
+            q.check(answered=False)
+        except ValueError as error:
+            raise UserError(f"{error}; give them with --options") from error
         scores = self.scores([q])
         for p, option in zip(probabilities(scores[0]), q.options, strict=True):
             print(f"{p:6.1%}  {'#' * round(BAR * p):{BAR}}  {option}")
@@ -116,12 +112,10 @@ class Answerer:
     def converse(self):
         """Read and answer questions until an empty line or the end of the input."""
         while text := typed("question"):
-            if self.labels:
-                options, context = self.labels, typed("context, if any")
-            else:
-                options, context = [option.strip() for option in typed("options, separated by ;").split(";")], ""
+            context = typed("context, if any") if self.labels else ""
+            options = self.labels or [option.strip() for option in typed("options, separated by ;").split(";")]
             try:
-                self.show(self.question(text, options, context))
+                self.show(text, options, context)
             except UserError as error:
                 print(f"error: {error}", file=sys.stderr)
 
