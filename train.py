@@ -43,17 +43,9 @@ from plumbing.common import (
 )
 from plumbing.huggingface import find_folder, matched
 from plumbing.runtime import Device, autocast, matrix_dtype, precise_dtype, stop_on_signals
+from training import parallel
 from training.checkpoint import Checkpoints, set_aside, the_only_run, whole_weights, write_origin
 from training.monitor import Monitor, Outliers
-from training.parallel import (
-    average_gradients,
-    clip_gradients,
-    device_mesh,
-    join_world,
-    set_recompute,
-    set_weights,
-    shard_model,
-)
 
 
 @dataclass(frozen=True)
@@ -133,7 +125,7 @@ def main(cfg):
     if cfg.plan:
         from launch.plan import print_plan
         return print_plan(replace(cfg, parallel="fsdp"))
-    with join_world(cfg.parallel, cfg.device) as world:
+    with parallel.join_world(cfg.parallel, cfg.device) as world:
         return train(cfg, world)
 
 
@@ -143,7 +135,7 @@ def train(cfg, world):
     cfg, corpus, val = read_data(cfg, world)
     model = build(cfg, world, network, tensors)
     kernels = model.use_kernels(cfg.kernels, world.device)
-    replica = average_gradients(model, world, cfg.parallel)
+    replica = parallel.average_gradients(model, world, cfg.parallel)
     optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.learning_rate, betas=(cfg.beta1, cfg.beta2), eps=1e-8,
                                   weight_decay=cfg.weight_decay, fused=world.device.type != "mps")
 
@@ -156,8 +148,7 @@ def train(cfg, world):
         fixed = fixed_settings(cfg) | {"corpus checksum": corpus.fingerprint()}
         first, saved = checkpoints.load(model, optimizer, fixed, cfg.steps)
         outliers = Outliers(cfg.skip_outliers, saved.get("recent_steps", []))
-        monitor = Monitor(cfg, world, first)
-        monitor.introduce(corpus, val, model, kernels)
+        monitor = Monitor(cfg, world, first, corpus, val, model, kernels)
 
         for step in range(first, cfg.steps):
             started = time.perf_counter()
@@ -167,7 +158,7 @@ def train(cfg, world):
 
             # ---- Forward and backward ----
             loss = gradient_of(replica, corpus, step, cfg, world)
-            grad_norm = clip_gradients(model.parameters(), cfg.grad_clip)
+            grad_norm = parallel.clip_gradients(model.parameters(), cfg.grad_clip)
 
             # ---- Agree: from here on, every process has the same numbers and takes the same decisions ----
             loss, stop = world.vote(loss / world.size, signals)
@@ -337,15 +328,15 @@ def build(cfg, world, network, tensors):
     """The model on this process's device: whole, or its slices; the same weights for every number of processes."""
     with torch.device("meta"):
         model = network(cfg.model)
-    set_recompute(model.h, cfg.recompute_every)
+    parallel.set_recompute(model.h, cfg.recompute_every)
     if cfg.compile:
         for block in model.h:
             block.compile()
     if cfg.parallel == "fsdp":
-        shard_model(model, device_mesh(world, cfg.shard), cfg.dtype)
+        parallel.shard_model(model, parallel.device_mesh(world, cfg.shard), cfg.dtype)
     model.to_empty(device=world.device)
-    set_weights(model, matched(model, tensors, cfg.init_from) if cfg.init_from else
-                model.initial_weights(cfg.seed, world.device))
+    parallel.set_weights(model, matched(model, tensors, cfg.init_from) if cfg.init_from else
+                         model.initial_weights(cfg.seed, world.device))
     return model
 
 

@@ -168,13 +168,13 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(cfg, whol
 
 
 def test_a_step_without_a_finite_gradient_is_skipped_and_too_many_stop_the_run(cfg, monkeypatch):
-    clip, calls = train.clip_gradients, []
+    clip, calls = train.parallel.clip_gradients, []
 
     def broken_at_step_3(parameters, limit):
         calls.append(1)
         return clip(parameters, limit) * (math.nan if len(calls) in broken else 1.0)
 
-    monkeypatch.setattr(train, "clip_gradients", broken_at_step_3)
+    monkeypatch.setattr(train.parallel, "clip_gradients", broken_at_step_3)
     broken = {4}
     losses = train.main(cfg)
     assert [line.get("skipped") for line in log_of(cfg)[2:5]] == [None, 1, None]

@@ -27,9 +27,9 @@ PEAK_FLOPS = {
 
 
 class Monitor:
-    """Writes a line per step; knows what a step costs, and so how fast the run is."""
+    """Says what a run is, and writes a line per step; knows what a step costs, and so how fast the run is."""
 
-    def __init__(self, cfg, world, first):
+    def __init__(self, cfg, world, first, corpus, val, model, kernels):
         self.cfg, self.world = cfg, world
         if world.rank:
             return
@@ -43,13 +43,9 @@ class Monitor:
         self.log = open(out / "log.jsonl", "a", buffering=1, encoding="utf-8")
         self.bar = tqdm(initial=first, total=cfg.steps, unit="step", disable=None)     # none without a terminal
 
-    def introduce(self, corpus, val, model, kernels):
-        if self.world.rank:
-            return
-        cfg, n_parameters = self.cfg, sum(p.numel() for p in model.parameters())
-        each = cfg.batch_size // self.world.size
+        n_parameters, each = sum(p.numel() for p in model.parameters()), cfg.batch_size // world.size
         print(f"model       {n_parameters:,} parameters, {cfg.dtype}, compile {cfg.compile}, {kernels}\n"
-              f"processes   {self.world.size} on {self.world.device.type}, {cfg.parallel}; {each} windows each, "
+              f"processes   {world.size} on {world.device.type}, {cfg.parallel}; {each} windows each, "
               f"{cfg.micro_batch_size} at once\n"
               f"data        {corpus.tokens:,} tokens to train on, {val.tokens:,} to validate on, from {cfg.data}\n"
               f"step        {self.tokens:,} tokens, {cfg.steps:,} steps = "
