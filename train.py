@@ -209,8 +209,8 @@ def train(cfg, world):
 def gradient_of(replica, corpus, step, cfg, world):
     """Add up the gradients of this process's rows, a micro-batch at a time; returns their mean loss.
 
-    Dropout's seed depends on the step and the process: a resumed run draws the same masks, on the same number of
-    processes. (On another number the losses then differ as for another seed; without dropout they agree to six digits.)
+    Dropout's seed depends on the step and the process, so a run that is resumed on as many processes draws the same
+    masks. (On another number the losses differ as for another seed; without dropout they agree to six digits.)
     """
     rows = world.share(cfg.batch_size)
     parts = (rows.stop - rows.start) // cfg.micro_batch_size
@@ -246,16 +246,16 @@ def learning_rate(step, cfg):
 
 @torch.no_grad()
 def evaluate(model, val, cfg, world):
-    """Mean loss over fixed windows, shared by all processes: in nats per token, and in bits per byte, which can be
-    compared between tokenizers."""
+    """Mean loss over fixed windows: in nats per token, and in bits per byte, which can be compared between tokenizers.
+    Processes share the windows."""
     model.eval()
     starts = val.spread(cfg.eval_windows)
     total = torch.zeros((), device=world.device, dtype=precise_dtype(world.device))
 
     mine = starts[world.rank::world.size]
     for i in range(0, -(-len(starts) // world.size), cfg.micro_batch_size):
-        # All parts have one shape, the one that torch.compile has seen, and fsdp needs all processes in every forward
-        # pass. So missing windows are replaced by the first one, and their targets do not count.
+        # All parts have the shape that torch.compile has seen, and fsdp needs all processes in every forward pass. So
+        # missing windows are replaced by the first one, and their targets do not count.
         part = mine[i:i + cfg.micro_batch_size]
         ids_BT, targets_BT = val.cut((part + cfg.micro_batch_size * starts[:1])[:cfg.micro_batch_size])
         targets_BT[max(1, len(part)):] = -1
@@ -278,10 +278,8 @@ def check(cfg):
 
 
 def opened(cfg, world):
-    """(class, settings with the model's shape, tensors): those of --init-from, mapped but not read; or an empty GPT's.
-
-    The vocabulary's size and the id that ends a text are those of the data.
-    """
+    """(class, settings with the model's shape, tensors): those of --init-from, mapped but not read; or a GPT's, without
+    tensors, for the data's vocabulary."""
     network, shape, tensors = GPT, cfg.model, {}
     if cfg.init_from:
         folder = find_folder(cfg.init_from)
@@ -292,17 +290,16 @@ def opened(cfg, world):
         shape = model.cfg
 
     meta = read_meta(cfg.data)
+    size, eos = meta.get("vocab_size"), meta.get("eos_id")
     if not meta:
         if cfg.separate_documents and not cfg.init_from:
             raise UserError(f"{cfg.data}: no meta.json, so --separate-documents does not know which token ends a "
                             'document; write one there: {"vocab_size": ..., "eos_id": ...}')
         if world.rank == 0:
             print(f"{cfg.data}: no meta.json; taking {shape.vocab_size} tokens, {shape.eos_token_id} ends a text")
-        return network, replace(cfg, model=shape), tensors
-    if not {"vocab_size", "eos_id"} <= set(meta):
+    elif None in (size, eos):
         raise UserError(f"{cfg.data}/meta.json: needs vocab_size and eos_id")
-    size, eos = meta["vocab_size"], meta["eos_id"]
-    if not cfg.init_from:
+    elif not cfg.init_from:
         shape = replace(shape, vocab_size=size, bos_token_id=eos, eos_token_id=eos)
     elif size > shape.vocab_size or eos != shape.eos_token_id:
         raise UserError(f"{cfg.data}/meta.json: {size} tokens, and {eos} ends a text; {cfg.init_from} has "

@@ -1,5 +1,4 @@
-"""AdamW with one byte for each of its two moments instead of four. This makes it possible to fine-tune 2.6 billion
-weights on one 24 GB GPU.
+"""AdamW with one byte for each of its two moments instead of four: 2.6 billion weights are fine-tuned on one 24 GB GPU.
 
 A moment is cut into blocks of 256 numbers that share a scale, their largest magnitude. Each number is stored as one of
 127 levels with a sign (m), or of 255 levels (v). Each level is 2^(1/8) times the one below, because the relative error
@@ -9,9 +8,9 @@ Numbers are rounded at random to one of the two nearest levels, so that the mean
 thousandth per step. With rounding to the nearest level, which is 4 % away, it would never change. Weights in bfloat16
 are rounded at random for the same reason: a step of 2e-6 is far below their last bit.
 
-Why not torchao's AdamW8bit: checkpoint.py cannot save its state. Its step is compiled for every shape (23 s for two
-matrices here), or needs temporaries as large as the largest weight. The state here consists of plain tensors.
-For one process only, because fsdp already divides the moments. Dettmers et al. 2022 (arXiv 2110.02861).
+Why not torchao's AdamW8bit: checkpoint.py cannot save its state, and its step is compiled for every shape, or needs
+temporaries as large as the largest weight. For one process only, because fsdp already divides the moments.
+Dettmers et al. 2022 (arXiv 2110.02861).
 """
 import math
 

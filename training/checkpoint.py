@@ -1,9 +1,8 @@
 """Nothing is lost: a run that is killed at any moment resumes from its newest complete checkpoint.
 
 OUT/checkpoints/00000300/ is the state after 300 steps: weights and moments, one file per process, and settings.json. It
-is written in the background while the next steps run. It is complete once .metadata exists, which is renamed into place
-last. Data and dropout are functions of (seed, step), so nothing else has to be saved, and a run may resume on another
-number of processes.
+is written in the background, and complete once .metadata exists, which is renamed into place last. Data and dropout are
+functions of (seed, step), so nothing else has to be saved, and a run may resume on another number of processes.
 Not here: models for others to read; those are Hugging Face folders (plumbing/huggingface.py).
 """
 import json
@@ -90,7 +89,7 @@ def check_weights(model, world, steps, scores):
 
 def write_origin(folder, cfg, meta, evaluation):
     """What is known of a pretrained model, beside its weights: a model card, and pretraining.json with the test sets
-    that the text was kept free of. meta: the data's meta.json; evaluation: the last one on held-out text."""
+    that the text was kept free of. meta: the data's meta.json."""
     if "excluded" in meta:
         write_json(folder / "pretraining.json", {"excluded": meta["excluded"]})
     training = {"steps": cfg.steps, "tokens read": cfg.steps * cfg.batch_size * cfg.length,
@@ -121,7 +120,7 @@ class Checkpoints:
 
     def save(self, step, model, optimizer, settings, evaluation=None):
         """Copy the state after `step` steps and begin to write it; returns before it is on disk. UserError if weights
-        or the last evaluation's numbers are not finite: such a state is of no use."""
+        or the last evaluation's numbers are not finite."""
         self.finish()
         check_weights(model, self.world, step, (evaluation or {}).values())
         folder = self.out / "checkpoints" / f"{step:08d}"
@@ -148,16 +147,13 @@ class Checkpoints:
 
     def load(self, model, optimizer, fixed, steps):
         """Fill model and optimizer from the newest checkpoint that can be read. Returns the number of its steps and its
-        settings, (0, {}) without a checkpoint; says how many of the run's `steps` are left.
-
-        fixed: the settings that must not have changed; else the checkpoint is of another run, a UserError.
-        """
+        settings, (0, {}) without a checkpoint. UserError if one of the settings `fixed` has changed."""
         found = self.agreed_checkpoints()
         for folder in reversed(found):
             try:
                 saved = read_object(folder / "settings.json", "the settings of a checkpoint")
             except UserError as error:
-                self.say_damaged(folder, error)
+                self.say(f"{folder}: damaged ({str(error)[:100]}); trying the one before")
                 continue
             check_same_run(folder, saved, fixed, steps)
 
@@ -166,7 +162,8 @@ class Checkpoints:
             try:
                 dcp.load(state, checkpoint_id=folder, process_group=self.group)
             except CheckpointException as error:
-                self.say_damaged(folder, next(iter(error.failures.values()))[0])
+                reason = str(next(iter(error.failures.values()))[0])
+                self.say(f"{folder}: damaged ({reason[:100]}); trying the one before")
                 continue
 
             set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
@@ -191,9 +188,6 @@ class Checkpoints:
                 raise UserError(f"{self.out}: process 0 sees checkpoints {seen[0]}, process {rank} sees {names}; --out "
                                 "must be a folder that all nodes share")
         return found
-
-    def say_damaged(self, folder, reason):
-        self.say(f"{folder}: damaged ({str(reason)[:100]}); trying the one before")
 
     def say(self, line):
         if self.world.rank == 0:

@@ -1,10 +1,8 @@
 """What every fine-tuning has in common: its settings, the training loop, evaluation in batches, and its results.
 
 Teaches that fine-tuning takes train.py's step over examples instead of windows. The learning rate rises for the first
-part of the run and then falls. The model is evaluated on dev from time to time, because the last weights are rarely the
-best.
-Not here: the loss and the metrics (finetune_qa.py, finetune_answers.py); which weights learn (trainable.py); processes
-(parallel.py); checkpoints (checkpoint.py).
+part of the run and then falls. The model is evaluated on dev from time to time: the last weights are rarely the best.
+Not here: the loss and the metrics (finetune_qa.py, finetune_answers.py); which weights learn (trainable.py).
 """
 import math
 import shutil
@@ -78,8 +76,7 @@ def check(cfg, *from_1, **ranges):
 
 @contextmanager
 def processes_of(cfg):
-    """Yield (cfg, world): the processes that torchrun started, and the settings with the dtype that their device
-    computes in. UserError for settings that do not go together."""
+    """Yield (settings with the dtype of the device, world). UserError for settings that do not go together."""
     with join_world(cfg.parallel, cfg.device) as world:
         cfg = replace(cfg, dtype=matrix_dtype(cfg.dtype, world.device))
         check_weights(cfg)
@@ -156,8 +153,7 @@ def fine_tune(cfg, world, seed, folder, model, n_train, loss_of, evaluate, files
 
 
 def batch_of(step, n_train, batch_size, seed):
-    """(epoch, indices of the examples) of a step. Each epoch reads all examples in its own random order; its last batch
-    may be shorter."""
+    """(epoch, indices of the examples) of a step. Each epoch has its own order; its last batch may be shorter."""
     epoch, i = divmod(step, -(-n_train // batch_size))
     order = np.random.default_rng((seed, epoch)).permutation(n_train)
     return epoch, order[i * batch_size:(i + 1) * batch_size]
@@ -189,8 +185,7 @@ def learning_rate(step, steps, cfg):
 def parts(batch, world, size):
     """Yield (indices, weight, whether it is the last part): this process's examples of a batch, `size` at a time.
 
-    All processes get the same number of parts, because with fsdp all must take part in every pass. A process that has
-    no examples left repeats one with weight 0.
+    With fsdp all processes must take part in every pass: one that has no examples left repeats one with weight 0.
     """
     mine = batch[world.rank::world.size]
     n = -(-len(batch) // world.size)
@@ -200,7 +195,7 @@ def parts(batch, world, size):
 
 
 def computing(model, world, dtype):
-    """A context in which matrix products are computed in `dtype`. (fsdp casts by itself.)"""
+    """The context of matrix products in `dtype`. (fsdp casts by itself.)"""
     return autocast(world.device, "float32" if isinstance(model, FSDPModule) else dtype)
 
 

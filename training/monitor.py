@@ -1,7 +1,6 @@
 """What a run prints and logs: OUT/log.jsonl and a progress bar; TensorBoard or Weights & Biases if asked.
 
-Not here: what a step measures (train.py). Every process has a monitor, and the first one's writes. Fine-tuning has the
-boards alone.
+Every process has a monitor, and the first one's writes. Not here: what a step measures (train.py).
 """
 import json
 import math
@@ -88,9 +87,7 @@ class Monitor:
 
 class Boards:
     """TensorBoard (OUT/tensorboard) and Weights & Biases, each if asked for; on the first process alone.
-
-    first: the first step that will be written. name: of one fine-tuning among several in OUT.
-    """
+    first: the first step that will be written. name: of one fine-tuning among several in OUT."""
 
     def __init__(self, cfg, world, first, name=""):
         out = Path(cfg.out)
@@ -121,7 +118,7 @@ class Outliers:
         self.sigmas, self.values = sigmas, deque(values, maxlen=self.WINDOW)
 
     def reject(self, loss, grad_norm):
-        """True if the step should be skipped; otherwise the step joins the ones that later steps are compared with."""
+        """Whether the step should be skipped; if not, later steps are compared with it."""
         if not self.sigmas:
             return False
         now = torch.tensor([loss, grad_norm])

@@ -6,8 +6,8 @@
             With --shard N the slices are spread over N neighbours, and each such group holds a copy (HSDP): most of
             the traffic stays inside a node
 
-Teaches why 2.7 B parameters need this: fp32 weights, gradients and two moments are 16 bytes per parameter, 41.5 GB, too
-much for a 40 GB GPU; a 128th of them is 0.3 GB. And why the result is the same: the same rows, the same gradient.
+Teaches why 2.7 B parameters need this: fp32 weights, gradients and two moments take 16 bytes per parameter, 41.5 GB; a
+128th of them is 0.3 GB. And why the result is the same: the same rows, the same gradient.
 Not here: what is computed (model.py), the loop (train.py).
 """
 import os
@@ -100,8 +100,8 @@ def device_mesh(world, shard):
 
 
 def shard_model(model, mesh, dtype, blocks=None):
-    """Slice every parameter over the mesh. The parameters of each of the blocks (model.h if None) are gathered for its
-    forward pass, and again for its backward pass."""
+    """Slice every parameter over the mesh. Those of each block (model.h's if None) are gathered for its forward pass,
+    and again for its backward pass."""
     # Blocks are computed and sent in bf16; gradients are summed, and weights kept, in fp32 (the paper's table 6).
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if dtype == "bfloat16" else MixedPrecisionPolicy()
     for block in model.h if blocks is None else blocks:
@@ -111,8 +111,7 @@ def shard_model(model, mesh, dtype, blocks=None):
 
 @torch.no_grad()
 def set_weights(model, values):
-    """Copy (name, tensor) pairs into the model. Every process makes the same whole tensor and keeps its slice of it, so
-    nothing is sent."""
+    """Copy (name, tensor) pairs into the model. Every process makes the same tensors and keeps its slices."""
     parameters = dict(model.named_parameters())
     for name, value in values:
         p = parameters[name]
@@ -125,8 +124,8 @@ def set_weights(model, values):
 def clip_gradients(parameters, limit):
     """Scale the gradients to a norm of at most `limit` (0: no limit) and return the norm before that, a float.
 
-    The host needs the norm before it takes the step. So it can also see when nothing is to be scaled: clip_grad_norm_
-    would then multiply every gradient by 1, which moves 8 bytes per parameter for the same bits.
+    The host needs the norm anyway, so it can leave small gradients alone: clip_grad_norm_ would multiply each by 1,
+    which moves 8 bytes per parameter for the same bits.
     """
     parameters = list(parameters)
     norm = get_total_norm([p.grad for p in parameters if p.grad is not None])

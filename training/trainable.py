@@ -7,7 +7,7 @@
                               --weights bfloat16 a little over 2 bytes per parameter: 5.6 GB, one 8 GB GPU
 
 Activations come on top: --recompute-every 1 keeps only each block's input. `finetune_qa.py medqa --plan` counts all.
-Not here: the loop (finetuning.py), which only looks at requires_grad. LoRA: Hu et al. 2021 (arXiv 2106.09685).
+Not here: the loop (finetuning.py). LoRA: Hu et al. 2021 (arXiv 2106.09685).
 """
 import torch
 import torch.nn as nn
@@ -21,8 +21,7 @@ from training.parallel import set_recompute
 
 
 class LoRA(nn.Module):
-    """y = W x + 2 B A x. W is frozen; B begins at 0, so the model is unchanged at first. (2: the usual alpha = 2 rank.)
-    """
+    """y = W x + 2 B A x. W is frozen; B begins at 0, so nothing changes at first. (2: the usual alpha = 2 rank.)"""
 
     def __init__(self, base, rank):
         super().__init__()
@@ -59,8 +58,7 @@ class NewOutputs(NewRows):
 
 
 def choose_weights(model, cfg, n_new):
-    """Set what learns and what is recomputed in a Classifier or an AnswerModel; n_new: how many tokens were just added.
-    """
+    """Set what learns and what is recomputed in a model with a `gpt`. n_new: how many tokens were just added."""
     gpt = model.gpt
     if cfg.save_adapter and type(gpt) is not GPT:
         raise UserError(f"--save-adapter is for GPT-2's family, and {cfg.model} is a {type(gpt).__name__}")
