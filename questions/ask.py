@@ -1,6 +1,6 @@
 """`finetune_qa.py ask`: ask a model that finetune_qa.py has fine-tuned and written to OUT/model.
 
-Teaches what such a folder needs besides the weights: the kind of head, its labels, and the length of its input.
+Such a folder needs more than the weights: the kind of head, its labels, and the length of its input.
 Not here: how a question becomes a score (heads.py).
 
     python finetune_qa.py ask --model out/medqa/model --question "Which vitamin prevents scurvy?" --options A B12 C

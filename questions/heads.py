@@ -21,7 +21,7 @@ from training.finetuning import evaluated
 
 
 class Reader:
-    """Turns questions into trees of ids. `cut` counts the questions that were shortened because they were too long."""
+    """Turns questions into trees of ids. `cut` counts the questions that were shortened."""
 
     NEW_TOKENS = {               # special tokens that fine-tuning adds to the model
         "option": ("[SEP]", "[PAD]"),
@@ -35,7 +35,7 @@ class Reader:
         self.pad_id = self.special.get("[PAD]", 0)       # any id will do: no other token sees the padding
 
     def __call__(self, q):
-        tree = {"option": self.option, "label": self.label, "likelihood": self.likelihood}[self.head](q)
+        tree = getattr(self, self.head)(q)           # by one of the three methods below
         if tree.depth > self.max_length:
             raise UserError(f"question {q.id}: an option alone has more than the {self.max_length} tokens of a row; "
                             "raise --max-length or shorten it")
@@ -80,7 +80,7 @@ class Reader:
 
 
 def labels_of(questions):
-    """The options of all questions, sorted, so that every file yields the same order."""
+    """The options of all questions, in alphabetical order."""
     labels = sorted({option.strip() for q in questions for option in q.options})
     if len(labels) > 10:
         raise UserError(f"--head label is for questions that share their options, such as yes and no; these have "

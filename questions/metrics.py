@@ -1,7 +1,7 @@
 """Metrics for a few hundred questions, and how far to trust them.
 
-Teaches the interval of an accuracy, F1 (in which rare answers count as much as common ones), calibration, a test
-whether one model is better than another, what guessing reaches, and how to find test questions in the training set.
+Teaches the interval of an accuracy, F1, calibration, a test whether one model is better than another, what guessing
+reaches, and how to find test questions in the training set.
 """
 import math
 import re
@@ -50,8 +50,7 @@ def brier_score(scores, answers):
     """The mean over questions of the sum over options of (p - 1)^2 for the answer and p^2 for the others. 0 means
     certain and right, 2 certain and wrong, 1 - 1/n a guess among n options. (Brier 1950, for several categories.)"""
     total = 0.0
-    for of_question, answer in zip(scores, answers, strict=True):
-        p = probabilities(of_question)
+    for p, answer in zip(map(probabilities, scores), answers, strict=True):
         total += float((p ** 2).sum() - 2 * p[answer] + 1)
     return total / len(answers)
 
@@ -69,8 +68,8 @@ def paired_test(ours, theirs, draws=20_000):
     """The two-sided p-value of a difference in accuracy on the same questions.
 
     ours, theirs: for each question the share of right answers over the seeds. If neither model were better, the sign of
-    each question's difference would be random; so the test flips signs at random, and counts how often the sum is at
-    least as large. With one seed each this is McNemar's exact test, except for the random draws.
+    each difference would be random; so the test flips signs at random, and counts how often the sum is at least as
+    large. With one seed each this is McNemar's exact test, except for the random draws.
     """
     difference = np.asarray(ours, dtype=np.float64) - np.asarray(theirs, dtype=np.float64)
     difference = difference[difference != 0]

@@ -1,16 +1,15 @@
 """Each question is read once: options share their question, and several questions share a row.
 
-An option is scored after its question, so four options would take four rows that repeat the question. But in causal
-attention the question never sees an option, and its keys and values are the same in all four. So one row contains
+Four options would take four rows that repeat the question. But in causal attention the question never sees an option,
+and its keys and values are the same in all four. So one row contains
 
     question  option A  option B  option C ...        positions  0 .. 9  10 .. 12  10 .. 13  10 .. 11
 
 with a mask in which each option sees the question and itself, and positions that restart after the question: a tree.
-Several trees share a row, and none sees another. Scores, loss and gradients equal those of separate rows. Only dropout
-differs, because the question has one mask for all its options.
+Several trees share a row, and none sees another. Scores, loss and gradients equal those of separate rows; only dropout
+has one mask for a question and all its options.
 
-In an encoder every token sees all others, so a question's states depend on the option after it. Options cannot share
-their question there: each has a copy of it, and only rows are shared.
+In an encoder a question's states depend on the option after it, so each option has a copy of its question.
 Not here: what the tokens are and how they are scored (heads.py).
 """
 from dataclasses import dataclass, replace
@@ -110,8 +109,8 @@ def places(rows, lengths):
 
 
 def even_rows(lengths, room):
-    """first_fit with the smallest room that needs no more rows. All rows are padded to the longest, so two rows of 700
-    are better than 850 and 550."""
+    """first_fit with the smallest room that needs no more rows: all are padded to the longest, so two rows of 700 are
+    better than 850 and 550."""
     room = max(room, max(lengths))
     rows = first_fit(lengths, room)
     smallest = max(max(lengths), -(-sum(lengths) // len(rows)))
@@ -123,8 +122,7 @@ def even_rows(lengths, room):
 
 
 def first_fit(lengths, room):
-    """Divide the indices of `lengths` into rows of at most `room`: the longest first, into the first row that has room.
-    """
+    """Divide the indices of `lengths` into rows of at most `room`: longest first, into the first row that has room."""
     rows, left = [], []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         row = next((r for r, space in enumerate(left) if space >= lengths[i]), None)
@@ -138,8 +136,7 @@ def first_fit(lengths, room):
 
 
 def visible(tree_BT, branch_BT):
-    """visible_BTS: query t sees key s if s is not after t, in the same tree, and in the prefix (branch 0) or in t's own
-    branch.
+    """visible_BTS: t sees s if s is not after t, in the same tree, and in the prefix (branch 0) or in t's own branch.
 
     Padding is tree 0 and sees the padding before it, because the softmax of a query that sees no key is nan.
     """

@@ -1,11 +1,11 @@
 """From predictions to a report, for our own runs and for files of predictions from other programs.
 
 Teaches what an accuracy needs before one can trust it: its interval, its deviation over seeds, F1, calibration, what
-guessing reaches, whether the test was in the training set, and whether a difference from another model could be chance.
+guessing reaches, overlap with the training set, and whether a difference from another model could be chance.
 Not here: the formulas (metrics.py).
 
-A file of predictions has one JSON object per line: {"id", "prediction"}. The prediction is an index or the text of an
-option. Optional are "scores" (one number per option) and "seed" (for several runs).
+A file of predictions has one JSON object per line: {"id", "prediction"}, an index or the text of an option. Optional
+are "scores" (one number per option) and "seed" (for several runs).
 """
 import re
 import zlib
@@ -19,7 +19,7 @@ from questions import metrics
 
 
 def predictions_of(seed, questions, scores):
-    """The records of predictions.jsonl. scores: for each question a list of one number per option."""
+    """The records of predictions.jsonl. scores: one number per option of each question."""
     return [{"seed": seed, "id": q.id, "scores": s, "prediction": int(np.argmax(s)), "answer": q.answer}
             for q, s in zip(questions, scores, strict=True)]
 
@@ -73,10 +73,10 @@ def assess(questions, records, train=None, compare=""):
     for name in ("macro_f1", "ece", "brier"):
         if all(name in run for run in per_seed):
             report[name] = metrics.mean_and_deviation([run[name] for run in per_seed])[0]
-    report |= {"n": len(questions), "per_seed": per_seed, "chance": metrics.guessing_accuracy([], questions)[0]}
+    chance, commonest = metrics.guessing_accuracy(train or [], questions)
+    report |= {"n": len(questions), "per_seed": per_seed, "chance": chance}
     if train is not None:
-        report |= {"commonest_answer": metrics.guessing_accuracy(train, questions)[1],
-                   "overlap": metrics.overlap(train, questions)}
+        report |= {"commonest_answer": commonest, "overlap": metrics.overlap(train, questions)}
     if parts := by_name(questions, records):
         report["parts"] = parts
     if compare:
@@ -96,27 +96,27 @@ def of_run(questions, records):
     right = metrics.accuracy(predicted, answers)
     run = {"accuracy": right, "n": len(questions), "interval": metrics.wilson_interval(right, len(questions)),
            "macro_f1": metrics.macro_f1(predicted, answers)}
-    scores = [r["scores"] for r in records]
-    if all(s is not None for s in scores):
-        run |= {"ece": metrics.calibration_error(scores, [q.answer for q in questions]),
-                "brier": metrics.brier_score(scores, [q.answer for q in questions])}
+    scores, places = [r["scores"] for r in records], [q.answer for q in questions]
+    if None not in scores:
+        run |= {"ece": metrics.calibration_error(scores, places), "brier": metrics.brier_score(scores, places)}
     return run
 
 
 def by_name(questions, records):
-    """The accuracy of each part of a test whose ids are NAME-NUMBER, such as MMLU's subjects; {} for other ids."""
+    """The accuracy in each part of a test whose ids are NAME-NUMBER, such as MMLU's subjects; {} for other ids."""
     names = [match[1] if (match := re.fullmatch(r"(.+)-\d+", q.id)) else "" for q in questions]
     if "" in names or not 2 <= len(set(names)) <= 20:
         return {}
     parts, right = {}, share_right(questions, records)
     for part in sorted(set(names)):
         of_part = [r for name, r in zip(names, right, strict=True) if name == part]
-        mean = sum(of_part) / len(of_part)
-        parts[part] = {"accuracy": mean, "interval": metrics.wilson_interval(mean, len(of_part)), "n": len(of_part)}
+        mean, n = sum(of_part) / len(of_part), len(of_part)
+        parts[part] = {"accuracy": mean, "interval": metrics.wilson_interval(mean, n), "n": n}
     return parts
 
 
 def share_right(questions, records):
+    """For each question the share of right answers over the seeds."""
     right = {q.id: [] for q in questions}
     for record in records:
         right[record["id"]].append(record["prediction"] == record["answer"])

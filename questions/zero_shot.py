@@ -5,14 +5,13 @@
 
 Protocol "options": the model reads "Question: ... Answer:", and the text of each option after it is scored. A long
 option is less likely than a short one just because it has more tokens. So there are three scores: the log-probability
-("raw"), divided by the option's characters, and divided by its bytes (comparable between tokenizers).
+("raw"), divided by the option's characters, and divided by its bytes (comparable between tokenizers). EleutherAI's
+lm-evaluation-harness calls "raw" acc and "per_character" acc_norm; bench/harness.py compares both programs.
 
-Protocol "letters": the options are listed as "A. ...", "B. ..." before "Answer:", and only the letter is scored. All
-letters have the same length, so there is one score.
+Protocol "letters": the options are listed as "A. ...", "B. ..." before "Answer:", and only the letter is scored.
 
-In EleutherAI's lm-evaluation-harness "raw" is called acc and "per_character" acc_norm; bench/harness.py compares both
-programs question by question. On examinations, models of a few billion parameters score little above chance in this
-way. That is why BioMedLM is fine-tuned.
+On examinations, models of a few billion parameters score little above chance in this way. That is why BioMedLM is
+fine-tuned.
 Not here: the log-probability itself (questions/heads.py).
 """
 import string
@@ -79,8 +78,8 @@ def alike(options, scores):
     return [scores[texts.index(text)] for text in texts]
 
 
-# The divisor of the log-probability. The space before the option, which the model reads, counts as one of its bytes.
-# It does not count as a character, as in lm-evaluation-harness.
+# The divisor of the log-probability. The space before the option is one of its bytes, but, as in lm-evaluation-harness,
+# none of its characters.
 LENGTHS = {"raw": lambda option: 1, "per_character": len, "per_byte": lambda option: len(f" {option}".encode())}
 
 
