@@ -1,12 +1,12 @@
 """Beam search: the likeliest text instead of the likeliest next token.
 
 Teaches three things. The most likely text need not begin with the most likely token, so a search keeps several texts,
-the beams. Every token lowers a text's probability, so short texts win; a length penalty corrects this by dividing the
-score by length ** penalty. Likely text repeats itself; so n-grams that have occurred can be forbidden.
-Not here: sampling and the cache of keys and values (sample.py).
+the beams. Every token lowers a text's probability, so short texts win; dividing the score by length ** penalty corrects
+this. Likely text repeats itself; so n-grams that have occurred can be forbidden.
+Not here: sampling (sample.py) and the cache (sampling/cache.py).
 
-The paper's summaries use 5 beams, length penalty -0.5 (a negative penalty prefers short texts), no repeated 6-gram and
-at least 5 tokens. The texts and scores equal those of transformers' generate(num_beams=...).
+The paper's summaries use 5 beams, a length penalty of -0.5, no repeated 6-gram and at least 5 tokens. The texts and
+scores equal those of transformers' generate(num_beams=...).
 """
 import torch
 

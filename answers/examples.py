@@ -3,8 +3,8 @@
     source <|startoftext|> target <|endoftext|>            only target and <|endoftext|> have a loss
 
 Teaches the paper's format for paragraphs and summaries (section 4), and how examples share a row without seeing each
-other. A prompt that is too long loses its end, as in the paper. A long context is cut into overlapping windows, so that
-an answer that is cut by the end of one window is whole in another.
+other. A prompt that is too long loses its end, as in the paper. A long context is cut into overlapping windows: an
+answer that the end of one window cuts is whole in another.
 Not here: the loop (finetune_answers.py), generation (sample.py, beam.py), scores (scores.py).
 
 A file has one JSON object per line: {"prompt", "answer"}. Optional keys:
@@ -19,13 +19,12 @@ import zlib
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
 from data import document_starts
 from plumbing.common import UserError, read_json_lines
-from questions.packed import empty_rows, first_fit, places, row_length
+from questions.packed import Tree, pack, row_length
 
 START = "<|startoftext|>"
 SHARES = {"train": 0.8, "dev": 0.1, "test": 0.1}
@@ -66,10 +65,8 @@ def item_of(record):
 
 
 def splits_of(items, shares=None):
-    """{"train": items, "dev": ..., "test": ...}, in the order of a hash, so that the first n are a random sample.
-
-    Items without a split are divided by `shares` (SHARES if None), by a hash of their group: the same in every run.
-    """
+    """{"train": items, "dev": ..., "test": ...}, in the order of a hash, so that the first n are a random sample. Items
+    without a split are divided by `shares` (SHARES if None), by a hash of their group."""
     split = {}
     if not all(item.split for item in items):
         groups = sorted({item.group for item in items}, key=hashed)
@@ -129,8 +126,8 @@ class Reader:
         return [*self.shortened(self.tok.encode(text.strip()).tolist(), self.max_target), self.tok.eos_id]
 
     def examples(self, item, every_window=False):
-        """The examples of an item: the windows that contain the answer, or the first if none does, with the answer as
-        target. With every_window, for training, also the other windows, with an empty target."""
+        """The windows of an item that contain the answer, or the first if none does, with the answer as target. With
+        every_window, for training, also the other windows, with an empty target."""
         windows, target = self.windows(item), self.target(item.answer)
         holds = [item.answer.strip() in self.tok.decode(piece) for piece, _ in windows]
         holds[0] |= not any(holds)
@@ -155,20 +152,14 @@ class AnswerModel(nn.Module):
 
     def forward(self, examples):
         """log_p_N in nats (fp32), one for each example."""
-        device = self.gpt.ln_f.weight.device
-        lengths = [len(example) for example in examples]
-        rows = first_fit(lengths, max(row_length(self.gpt), *lengths))
-        ids_BT = empty_rows(1, rows, lengths)[0] + self.eos_id
-        targets = []                     # (row, column, example) of each token of a target
-        for i, b, t in places(rows, lengths):
-            ids_BT[b, t:t + lengths[i]] = torch.tensor(examples[i].source + examples[i].target)
-            targets += [(b, at, i) for at in range(t + len(examples[i].source), t + lengths[i])]
-        ids_BT, (row_M, target_M, example_M) = ids_BT.to(device), torch.tensor(targets, device=device).T
+        trees = [Tree(example.source, [example.target]) for example in examples]
+        packed = pack(trees, row_length(self.gpt), self.eos_id, self.gpt.wte.weight.device, even=False)
 
         # Each example ends in <|endoftext|>, and padding consists of it. So they are separated like documents.
-        start_BT = document_starts(ids_BT, self.eos_id)
-        position_BT = torch.arange(ids_BT.shape[1], device=device) - start_BT
-        x_BTD = self.gpt.hidden(ids_BT, doc_start_BT=start_BT, position_BT=position_BT)
-        logits_MV = self.gpt.logits(x_BTD[row_M, target_M - 1]).float()            # only for the tokens of a target
-        log_p_M = -F.cross_entropy(logits_MV, ids_BT[row_M, target_M], reduction="none")
-        return log_p_M.new_zeros(len(examples)).index_add(0, example_M, log_p_M)
+        start_BT = document_starts(packed.ids_BT, self.eos_id)
+        x_BTD = self.gpt.hidden(packed.ids_BT, doc_start_BT=start_BT, position_BT=packed.position_BT)
+
+        row_M, column_M = packed.branch_BT.nonzero(as_tuple=True)                  # the tokens of the targets
+        logits_MV = self.gpt.logits(x_BTD[row_M, column_M - 1]).float()
+        log_p_M = -F.cross_entropy(logits_MV, packed.ids_BT[row_M, column_M], reduction="none")
+        return log_p_M.new_zeros(len(examples)).index_add(0, packed.tree_BT[row_M, column_M] - 1, log_p_M)

@@ -6,7 +6,7 @@
     distinct-n                low for text that repeats itself, which overlap does not show
     copy rate                 high for text that repeats its prompt
 
-Teaches how each score is counted, and its interval: the values that another sample of questions might have given.
+Each has an interval: the values that another sample of questions might have given.
 """
 import re
 import string
@@ -24,9 +24,7 @@ DRAWS = 1000
 
 def bootstrap(rows_NF, groups=None, score=lambda row: row[0] / row[1]):
     """{"value", "interval"}: score(the sum of all rows), and its 95 % interval over samples drawn with replacement.
-
-    Rows of one group, such as the snippets of a question, are drawn together, because they are not independent.
-    """
+    Rows of one group, such as the snippets of a question, are not independent, and are drawn together."""
     rows_NF = np.asarray(rows_NF, dtype=np.float64)
     _, group_N = np.unique(np.arange(len(rows_NF)) if groups is None else groups, return_inverse=True)
     sums_GF = np.zeros((group_N.max() + 1, rows_NF.shape[1]))
@@ -64,8 +62,7 @@ def ngrams(text, n):
 
 
 def distinct(texts, n):
-    """The number of different n-grams divided by that of all n-grams (Li et al. 2016). Compare only equally many texts.
-    """
+    """Different n-grams divided by all n-grams (Li et al. 2016). Compare only equally many texts."""
     grams = [gram for text in texts for gram in ngrams(text, n)]
     return len(set(grams)) / max(1, len(grams))
 
@@ -116,9 +113,8 @@ def squad2_scores(prediction, answers):
 def best_threshold(margins, answered, silent):
     """(the best mean score, the threshold that reaches it), one number per item in each list.
 
-    margins: the higher, the more likely it is that the question has no answer. An item whose margin is above the
-    threshold is not answered, and scores `silent`; else it scores `answered`. Like SQuAD 2.0's script, this only tries
-    margins that occur.
+    An item whose margin is above the threshold is not answered, and scores `silent`; else it scores `answered`. Like
+    SQuAD 2.0's script, this only tries margins that occur.
     """
     margins, answered, silent = (np.asarray(values, dtype=np.float64) for values in (margins, answered, silent))
     order = np.argsort(margins, kind="stable")
@@ -130,16 +126,16 @@ def best_threshold(margins, answered, silent):
 
 
 def factoid_scores(ranked, answers):
-    """(strict, lenient, reciprocal rank) of one question with up to five ranked answers: whether the first is right,
-    whether any is, and 1 / the rank of the first right one. Like BioASQ, this compares lower-cased text."""
+    """(strict, lenient, reciprocal rank) of up to five ranked answers: whether the first is right, whether any is, and
+    1 / the rank of the first right one. Like BioASQ, this compares lower-cased text."""
     right = {answer.strip().lower() for answer in answers}
     place = next((i for i, answer in enumerate(ranked[:5], 1) if answer.strip().lower() in right), 0)
     return float(place == 1), float(place > 0), 1 / place if place else 0.0
 
 
 def ranked_answers(candidates):
-    """The different answers to a question, best first: by the sum of their probabilities over all snippets.
-    candidates: (text, log-probability). Texts that differ only in case count as one answer."""
+    """The different answers, ignoring case, best first: by the sum of their probabilities over all snippets of a
+    question. candidates: (text, log-probability)."""
     total, spelling = Counter(), {}
     for text, log_p in candidates:
         if key := text.strip().lower():

@@ -4,10 +4,10 @@
     encoders    [CLS] question [SEP] context [SEP]                         no answer: [CLS]
 
 Teaches how a long context is read in windows, how the best of all spans is found, and how a span of tokens becomes
-text again: it is cut out of the context by offsets and never decoded, so that it keeps the context's spelling.
+text again: it is cut out of the context by offsets, so that it keeps the context's spelling.
 
-A token of a causal model only sees the tokens before it. So the question must come before the context. Even then the
-model scores a start token without seeing what follows, while an encoder sees the whole sentence. This is a handicap.
+A causal model sees only the tokens before a token. So the question must come before the context, and even then the
+model scores a start token without seeing what follows, while an encoder sees the whole sentence.
 Not here: the run (extraction.py), EM and F1 (scores.py), how rows are packed (questions/packed.py).
 
 A file has the format of SQuAD 1.1 or 2.0: {"data": [{"paragraphs": [{"context", "qas": [{"id", "question", "answers":
@@ -32,19 +32,14 @@ SPAN = ("<|QUESTION|>", "<|CONTEXT|>", "<|ANSWER|>")     # before the question, 
 
 @dataclass(frozen=True)
 class SpanItem(Item):
-    """A question about a context. If `answers` is empty, the context does not answer it.
-
-    starts: where each answer begins in the context, in characters; -1 for an answer that is not in it.
-    """
+    """A question about a context. If `answers` is empty, the context does not answer it. starts: where each answer
+    begins in the context, in characters; -1 for an answer that is not in it."""
     starts: tuple[int, ...] = ()
 
 
 def read_squad(path):
     """(items, {"answers", "moved", "absent"}) of a file in SQuAD's format: how many answers it has, how many are at
-    another offset than the file says, and how many are not in their context.
-
-    TRAP: BioASQ's ids are QUESTION_NNN, one for each snippet. All snippets of a question are one group.
-    """
+    another offset than the file says, and how many are not in their context."""
     items, count = [], {"answers": 0, "moved": 0, "absent": 0}
     try:
         for article in read_json(path, "a file in SQuAD's format")["data"]:
@@ -68,6 +63,7 @@ def read_squad(path):
 def span_item(qa, context):
     answers = [] if qa.get("is_impossible") else [(well_formed(a["text"]), a["answer_start"]) for a in qa["answers"]]
     texts, id_ = tuple(text for text, _ in answers), str(qa["id"])
+    # TRAP: BioASQ's ids are QUESTION_NNN, one for each snippet. All snippets of a question are one group.
     group = re.sub(r"_\d{3}$", "", id_)
     return SpanItem(id_, well_formed(qa["question"]), texts[0] if texts else "", context, texts, group,
                     starts=tuple(found_at(context, text, start) for text, start in answers))
@@ -208,10 +204,10 @@ def best_spans(start_S, end_S, max_tokens, n):
 
 
 def read_off(items, windows, found):
-    """For each item (margin, [(text, log p), ...]), over all its windows, the best text first.
+    """For each item (margin, [(text, log p), ...]), over all its windows, the best text first. A text that occurs twice
+    counts once, with its better score.
 
-    margin: the lowest log p of "no answer" in any window, minus the log p of the best text. Above a threshold, chosen
-    on dev, the question is not answered. A text that occurs twice counts once, with its better score.
+    margin: the lowest log p of "no answer" in any window, minus the log p of the best text.
     """
     nulls, texts = [np.inf] * len(items), [{} for _ in items]
     for window, (null, spans) in zip(windows, found, strict=True):

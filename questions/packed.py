@@ -69,49 +69,35 @@ def read(gpt, trees, pad_id):
                    sizes=[len(tree.branches) for tree in trees]), x_BTD
 
 
-def pack(trees, length, pad_id, device=None):
+def pack(trees, length, pad_id, device=None, even=True):
     """Lay trees into rows of at most `length` tokens, or of the longest tree's; the rest of a row is padding."""
     lengths = [len(tree) for tree in trees]
-    rows = even_rows(lengths, length)
-    ids_BT, position_BT, tree_BT, branch_BT = empty_rows(4, rows, lengths)
+    rows = (even_rows if even else first_fit)(lengths, max(length, *lengths))
+    widest = max(sum(lengths[i] for i in row) for row in rows)
+    ids_BT, position_BT, tree_BT, branch_BT = torch.zeros(4, len(rows), widest, dtype=torch.int64)
     ids_BT += pad_id
     ends = [[] for _ in trees]
-    for i, b, t in places(rows, lengths):
-        tree, prefix_end = trees[i], t + len(trees[i].prefix) - 1
-        tree_BT[b, t:t + lengths[i]] = i + 1
-        for n, part in enumerate([tree.prefix, *tree.branches]):
-            first, here = len(tree.prefix) if n else 0, slice(t, t + len(part))
-            ids_BT[b, here] = torch.tensor(part, dtype=torch.int64)
-            position_BT[b, here] = torch.arange(first, first + len(part))
-            branch_BT[b, here] = n
-            t += len(part)
-            if n:
-                ends[i].append((b, prefix_end, t - 1))
+    for b, row in enumerate(rows):
+        t = 0
+        for i in row:
+            tree, prefix_end = trees[i], t + len(trees[i].prefix) - 1
+            tree_BT[b, t:t + lengths[i]] = i + 1
+            for n, part in enumerate([tree.prefix, *tree.branches]):
+                first, here = len(tree.prefix) if n else 0, slice(t, t + len(part))
+                ids_BT[b, here] = torch.tensor(part, dtype=torch.int64)
+                position_BT[b, here] = torch.arange(first, first + len(part))
+                branch_BT[b, here] = n
+                t += len(part)
+                if n:
+                    ends[i].append((b, prefix_end, t - 1))
     ends_3N = torch.tensor([end for tree_ends in ends for end in tree_ends]).T     # row_N, prefix_end_N, branch_end_N
     tensors = (tensor.to(device) for tensor in (ids_BT, position_BT, tree_BT, branch_BT, *ends_3N))
     return Packed(*tensors, [len(tree.branches) for tree in trees])
 
 
-# ---- Texts in rows ----
-
-def empty_rows(n, rows, lengths):
-    """n int64 tensors of zeros, as wide as the longest row. rows: lists of indices of `lengths`."""
-    return torch.zeros(n, len(rows), max(sum(lengths[i] for i in row) for row in rows), dtype=torch.int64)
-
-
-def places(rows, lengths):
-    """Yield (i, row, first column) for each text i, row by row."""
-    for b, row in enumerate(rows):
-        t = 0
-        for i in row:
-            yield i, b, t
-            t += lengths[i]
-
-
 def even_rows(lengths, room):
     """first_fit with the smallest room that needs no more rows: all are padded to the longest, so two rows of 700 are
     better than 850 and 550."""
-    room = max(room, max(lengths))
     rows = first_fit(lengths, room)
     smallest = max(max(lengths), -(-sum(lengths) // len(rows)))
     for smaller in range(smallest, room, 8):

@@ -19,13 +19,8 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from filelock import FileLock, Timeout
+from torch.distributed.checkpoint import state_dict
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_state_dict,
-    set_state_dict,
-)
 from torch.distributed.tensor import DTensor
 
 from plumbing.common import UserError, read_object, write_json
@@ -73,7 +68,8 @@ def set_aside(out, world, *names):
 
 def whole_weights(model):
     """{name: tensor} of the whole model on the CPU, on every process called together; filled on the first only."""
-    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    whole = state_dict.StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return state_dict.get_model_state_dict(model, options=whole)
 
 
 def check_weights(model, world, steps, scores):
@@ -129,7 +125,7 @@ class Checkpoints:
             seconds = (time.perf_counter() - self.started) / max(1, step - self.first)
             write_json(folder / "settings.json", settings | {"seconds_per_step": seconds})
         self.world.wait()
-        weights, moments = get_state_dict(model, optimizer)
+        weights, moments = state_dict.get_state_dict(model, optimizer)
         self.saving = dcp.async_save({"model": weights, "optimizer": moments}, checkpoint_id=folder,
                                      process_group=self.group)
 
@@ -157,7 +153,7 @@ class Checkpoints:
                 continue
             check_same_run(folder, saved, fixed, steps)
 
-            weights, moments = get_state_dict(model, optimizer)
+            weights, moments = state_dict.get_state_dict(model, optimizer)
             state = {"model": weights, "optimizer": moments}
             try:
                 dcp.load(state, checkpoint_id=folder, process_group=self.group)
@@ -166,7 +162,8 @@ class Checkpoints:
                 self.say(f"{folder}: damaged ({reason[:100]}); trying the one before")
                 continue
 
-            set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+            state_dict.set_state_dict(model, optimizer, model_state_dict=state["model"],
+                                      optim_state_dict=state["optimizer"])
             saved_at = time.strftime("%Y-%m-%d %H:%M", time.localtime((folder / ".metadata").stat().st_mtime))
             self.first, self.started = int(folder.name), time.perf_counter()
             left = steps - self.first
