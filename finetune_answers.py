@@ -1,11 +1,11 @@
 """Fine-tuning on answers in words: a paragraph that answers a question, or one line that sums up a long letter.
 
-Teaches that the loss is that of pretraining, on the answer's tokens only. The model gets one new token, which marks the
-start of the answer, and nothing else. Scoring such text is the harder part: overlap with one reference is a poor
-measure. So the report also has the reference's log-perplexity, signs of degeneration and trivial baselines.
+Teaches that the loss is that of pretraining, on the answer's tokens only; the model gets one new token, which marks the
+start of the answer. Scoring such text is the harder part: overlap with one reference is a poor measure. So the report
+also has the reference's log-perplexity, signs of degeneration and trivial baselines.
 Not here: the loop (training/finetuning.py), what the model reads (answers/examples.py), extraction
-(answers/extraction.py), which weights learn (training/trainable.py), decoding (sample.py, answers/beam.py), scores
-(answers/scores.py), each data set's files (prepare/answers.py).
+(answers/extraction.py), decoding (sample.py, answers/beam.py), scores (answers/scores.py), the files
+(prepare/answers.py).
 
     python finetune_answers.py medquad --model stanford-crfm/BioMedLM      # consumers' questions, long answers
     python finetune_answers.py meqsum --lora-rank 16 --weights bfloat16    # a question of a page, summed up in a line
@@ -146,10 +146,8 @@ def read_splits(cfg, world):
 
 
 def finetune(cfg, world, folder, splits):
-    """Fine-tune once, and keep the best model on dev in `folder`.
-
-    Returns the log, the best evaluation, and how many texts of train and dev were cut.
-    """
+    """Fine-tune once, and keep the best model on dev in `folder`. Returns the log, the best evaluation, and how many
+    texts of train and dev were cut."""
     torch.manual_seed(cfg.seed)
     model, tok, reader = build(cfg)
     train = [example for item in splits["train"] for example in reader.examples(item, every_window=True)]
@@ -206,7 +204,6 @@ def predict(cfg, world, folder, test):
     reader, alone = make_reader(cfg, tok, gpt.cfg), replace(world, rank=0, size=1)
     mine, model = test[world.rank::world.size], AnswerModel(gpt, tok.eos_id)
 
-    # The log-probability of each reference.
     references = [example for item in mine for example in reader.examples(item)[:1]]
     reference_log_p = finetuning.evaluated(model, references, cfg.micro_batch_size, alone, cfg.dtype)
 

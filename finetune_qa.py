@@ -3,9 +3,8 @@
 Teaches how a language model becomes a classifier. A linear layer gives each option a score, a softmax over a question's
 options turns the scores into probabilities, and the loss is their cross-entropy. The training loop is the usual one.
 The weights of the epoch with the best accuracy on dev are kept and tested.
-Not here: what the model reads and which output is the score (questions/heads.py), why a question takes one row
-(questions/packed.py), the loop (training/finetuning.py), which weights learn (training/trainable.py), metrics and
-intervals (questions/report.py), the files of each benchmark (prepare/qa.py).
+Not here: what the model reads and which output is the score (questions/heads.py), the loop (training/finetuning.py),
+which weights learn (training/trainable.py), the report (questions/report.py), the benchmarks' files (prepare/qa.py).
 
     python finetune_qa.py demo                           # fine-tune out/demo/model on data/demo's questions
     python finetune_qa.py demo --untrained --out out/demo/untrained         # the same shape with random weights
@@ -17,10 +16,9 @@ intervals (questions/report.py), the files of each benchmark (prepare/qa.py).
     python finetune_qa.py zeroshot --model stanford-crfm/BioMedLM --test F  # no training: the most likely option
     python finetune_qa.py evaluate --predictions F --questions F            # score a file of predictions
 
-All benchmarks share one file format (questions/format.py). A run writes the best model to OUT/model, the scores to
-OUT/report.json and every prediction to OUT/predictions.jsonl. The same command resumes an interrupted run from
-OUT/seeds, and starts a finished run again from the beginning. The method is that of Bolton et al. 2024 (arXiv
-2403.18421), section 4; "our choice" marks what the paper leaves open.
+All benchmarks share one file format (questions/format.py). A run writes OUT/model, OUT/report.json and every prediction
+to OUT/predictions.jsonl. The same command resumes an interrupted run, and starts a finished one again. The method is
+that of Bolton et al. 2024 (arXiv 2403.18421), section 4; "our choice" marks what the paper leaves open.
 """
 import plumbing.interrupt  # noqa: F401, I001  first, for Ctrl-C during the imports
 import time
@@ -118,7 +116,7 @@ def main(cfg):
 
 
 def finetune_all(cfg, world):
-    """Fine-tune once for each seed. Write the report and the model that was best on dev. Returns the report."""
+    """Fine-tune once for each seed. Write the report, which is returned, and the model that was best on dev."""
     started = time.perf_counter()
     train, dev, test = read_questions(cfg.train), read_questions(cfg.dev), read_test(cfg.test)
     if cfg.compare:
@@ -148,10 +146,8 @@ def finetune_all(cfg, world):
 
 
 def finetune(cfg, world, seed, train, dev, test):
-    """Fine-tune once, and keep the best model on dev in OUT/seeds/SEED/best.
-
-    Returns its evaluation with its scores on the test, the log, and how many questions of each file were too long.
-    """
+    """Fine-tune once, and keep the best model on dev in OUT/seeds/SEED/best. Returns its evaluation with its scores on
+    the test, the log, and how many questions of each file were too long."""
     torch.manual_seed(seed)
     model, tok, reader, trees, cut = build(cfg, world, seed, {"train": train, "dev": dev, "test": test})
     folder = finetuning.seed_folder(cfg, seed)
@@ -175,8 +171,7 @@ def finetune(cfg, world, seed, train, dev, test):
 
 
 def build(cfg, world, seed, files):
-    """(model with a new head and new tokens, tokenizer, reader, the trees of each file, how many questions of each file
-    were cut)."""
+    """(model with a new head, tokenizer, reader, the trees of each file, how many questions of each were cut)."""
     gpt, tok = load(cfg.model, getattr(torch, cfg.weights), "cpu", allow_encoders=True)
     if cfg.untrained:
         gpt.init_weights(seed)

@@ -97,11 +97,8 @@ class GPTConfig:
         return self.n_embd * (4 * self.n_embd + 2 * self.mlp_width)
 
     def flops_per_token(self, T):
-        """Training FLOPs for one token in a window of T: 6N + 12 L D T, where N counts the
-        weights that take part in matrix products.
-
-        The convention of PaLM, nanoGPT and llm-foundry: forward and backward, attention not halved for causality.
-        """
+        """Training FLOPs for one token in a window of T: 6N + 12 L D T; N counts the weights in matrix products. The
+        convention of PaLM, nanoGPT and llm-foundry: forward and backward, attention not halved for causality."""
         n_matmul = self.n_layer * self.block_weights + self.vocab_size * self.n_embd
         return 6 * n_matmul + 12 * self.n_layer * self.n_head * self.head_width * T
 
@@ -123,14 +120,13 @@ class Attention(nn.Module):
     def _apply(self, function, recurse=True):
         """What to(), to_empty() and the like call. As a buffer, the scale would be left unfilled or rounded by them."""
         super()._apply(function, recurse)
-        device = function(self.scale_on_device).device
-        self.scale_on_device = torch.tensor(self.scale, device=device)
+        self.scale_on_device = torch.tensor(self.scale, device=function(self.scale_on_device).device)
         return self
 
     def forward(self, x_BTD, cache=None, visible_BTS=None):
         # queries, keys and values of all heads in one product, then one row of K numbers for each head
-        q_BTD, k_BSD, v_BSD = self.c_attn(x_BTD).chunk(3, dim=-1)
-        q_BHTK, k_BHSK, v_BHSK = self.heads(q_BTD), self.heads(k_BSD), self.heads(v_BSD)
+        q_BHTK, k_BHSK, v_BHSK = (a_BTD.unflatten(-1, (self.n_head, -1)).transpose(1, 2)
+                                  for a_BTD in self.c_attn(x_BTD).chunk(3, dim=-1))
 
         # y = softmax(scale q k^T, over the visible keys) v
         if cache is not None:                      # appends the new keys and values to those of earlier tokens
@@ -144,9 +140,6 @@ class Attention(nn.Module):
 
         # the heads side by side again, and mixed
         return self.c_proj(y_BHTK.transpose(1, 2).flatten(2))
-
-    def heads(self, a_BTD):
-        return a_BTD.unflatten(-1, (self.n_head, -1)).transpose(1, 2)
 
 
 class MLP(nn.Module):
@@ -265,9 +258,7 @@ class GPT(nn.Module):
 
     def use_kernels(self, kernels, device):
         """Compute blocks and loss with "torch"'s operators or with the "triton" kernels of kernels/, which are for
-        training: no cache, no visible_BTS. Returns in a line what was chosen. UserError where Triton cannot run; "auto"
-        takes it on the GPUs that it was written for.
-        """
+        training: no cache, no visible_BTS. "auto" takes them where they can run. Returns in a line what was chosen."""
         if kernels == "triton" and not self.has_kernels:
             raise UserError(f"the Triton kernels compute GPT-2, not {type(self).__name__}; use --kernels torch")
         from kernels import choose
@@ -298,10 +289,8 @@ class GPT(nn.Module):
         return self.drop(self.wte(ids_BT) + self.wpe(position_BT))
 
     def places(self, ids_BT, cache, doc_start_BT, visible_BTS, position_BT):
-        """Fill in the mask and positions that the caller of `hidden` left out: (visible_BTS, position_BT).
-
-        visible_BTS is None where a query sees every key up to itself.
-        """
+        """(visible_BTS, position_BT), where the caller of `hidden` left them out. visible_BTS is None if a query sees
+        every key up to itself."""
         past, T = cache.length if cache else 0, ids_BT.shape[1]
         if position_BT is None:
             if past + T > self.cfg.n_positions:
@@ -340,11 +329,8 @@ class GPT(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name_or_folder, dtype=torch.float32):
-        """Read a GPT-2 from a local folder or from the Hugging Face hub, in evaluation mode.
-
-        Peak memory is about one copy of the model in `dtype`: tensors are mapped from disk and converted one by one.
-        Raises UserError for a folder that holds no such model.
-        """
+        """Read a GPT-2 from a local folder or from the Hugging Face hub, in evaluation mode. UserError for a folder
+        without one. Peak memory is about one copy of the model in `dtype`: tensors are converted one by one."""
         folder = find_folder(name_or_folder)
         model, tensors = cls.open(folder)
         fill(model, tensors, folder, dtype)
@@ -356,9 +342,8 @@ class GPT(nn.Module):
     def save_pretrained(self, folder, fold_layer_scale=False, head=None):
         """Write config.json and safetensors as transformers' classes read them, in the parameters' dtype.
 
-        fold_layer_scale multiplies 1/(layer+1) into the query weights and switches the flag off. The logits are the
-        same in programs that do not know the flag (vLLM refuses it, llama.cpp ignores it).
-        head: more tensors to write, by name, such as those of a classifier.
+        fold_layer_scale multiplies 1/(layer+1) into the query weights and switches the flag off, for programs that do
+        not know it (vLLM refuses it, llama.cpp ignores it). head: more tensors by name, such as a classifier's.
         """
         if fold_layer_scale:
             cfg = replace(self.cfg, scale_attn_by_inverse_layer_idx=False)
@@ -367,12 +352,9 @@ class GPT(nn.Module):
             save_model(self, folder, self.cfg, head=head)
 
     def fold_layer_scale(self, name, tensor):
-        """The parameter with 1/(layer+1) in it, if it makes queries and the scores of this model are divided by layer.
-
-        c_attn computes queries, keys and values in this order.
-        """
+        """The parameter with 1/(layer+1) in it, if it makes queries whose scores are divided by (layer + 1)."""
         if self.cfg.scale_attn_by_inverse_layer_idx and ".attn.c_attn." in name:
             tensor = tensor.clone()
             layer = int(name.split(".")[1])                     # h.LAYER.attn.c_attn
-            tensor[:self.cfg.n_embd] /= layer + 1
+            tensor[:self.cfg.n_embd] /= layer + 1               # the first D of 3 D rows make the queries
         return tensor

@@ -119,10 +119,8 @@ def has_unanswerable(files):
 
 
 def finetune(cfg, world, seed, files):
-    """Fine-tune once, and keep the best model on dev in OUT/seeds/SEED/best.
-
-    Returns its evaluation with its answers to the test, the log, and the number of windows with the reader's counts.
-    """
+    """Fine-tune once, and keep the best model on dev in OUT/seeds/SEED/best. Returns its evaluation with its answers to
+    the test, the log, and the number of windows with the reader's counts."""
     torch.manual_seed(seed)
     model, tok, reader = build(cfg, seed)
     windows, counts = {}, {}
