@@ -11,6 +11,7 @@ Teaches why 2.7 B parameters need this: fp32 weights, gradients and two moments 
 Not here: what is computed (model.py), the loop (train.py).
 """
 import os
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -60,16 +61,10 @@ class World:
         if self.size > 1:
             dist.barrier()
 
-    def __enter__(self):
-        return self
 
-    def __exit__(self, *error):
-        if dist.is_initialized():
-            dist.destroy_process_group()
-
-
+@contextmanager
 def join_world(parallel, device="auto"):
-    """The processes that torchrun started, or this one alone; `with` leaves the group at the end."""
+    """Yield this process's World: it is one of those that torchrun started, or alone."""
     size = int(os.environ.get("WORLD_SIZE", 1))
     if parallel == "none" and size > 1:
         raise UserError(f"torchrun started {size} processes, but --parallel is none; choose ddp or fsdp")
@@ -78,7 +73,8 @@ def join_world(parallel, device="auto"):
     device = pick_device(device)
     keep_memory(device)
     if parallel == "none":
-        return World(0, 1, device)
+        yield World(0, 1, device)
+        return
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)          # first of all: otherwise every process allocates 0.5 GB on GPU 0
@@ -86,7 +82,10 @@ def join_world(parallel, device="auto"):
     os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")
     # gloo beside nccl: the checkpoints' background threads use it. The long timeout covers compiling in the first step.
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=10))
-    return World(dist.get_rank(), dist.get_world_size(), device)
+    try:
+        yield World(dist.get_rank(), dist.get_world_size(), device)
+    finally:
+        dist.destroy_process_group()
 
 
 def device_mesh(world, shard):
@@ -122,11 +121,8 @@ def set_weights(model, values):
 
 
 def clip_gradients(parameters, limit):
-    """Scale the gradients to a norm of at most `limit` (0: no limit) and return the norm before that, a float.
-
-    The host needs the norm anyway, so it can leave small gradients alone: clip_grad_norm_ would multiply each by 1,
-    which moves 8 bytes per parameter for the same bits.
-    """
+    """Scale the gradients to a norm of at most `limit` (0: no limit) and return the norm before that, a float. Unlike
+    clip_grad_norm_, leave small gradients alone: multiplying by 1 moves 8 bytes per parameter for the same bits."""
     parameters = list(parameters)
     norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
     found = (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()

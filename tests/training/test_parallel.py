@@ -136,11 +136,11 @@ def test_a_setting_that_cannot_work_with_these_processes_is_named(monkeypatch):
         parallel.device_mesh(two, 3)
     with pytest.raises(UserError, match="no multiple of 2 processes x --micro-batch-size 8"):
         train.read_data(train.Train(batch_size=24), two)
-    with pytest.raises(UserError, match="wants torchrun"):
-        parallel.join_world("ddp")
+    with pytest.raises(UserError, match="wants torchrun"), parallel.join_world("ddp"):
+        pass
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="choose ddp or fsdp"):
-        parallel.join_world("none")
+    with pytest.raises(UserError, match="choose ddp or fsdp"), parallel.join_world("none"):
+        pass
 
 
 def test_a_plan_is_refused_by_a_torch_whose_tracker_counts_what_is_not_there(monkeypatch):
