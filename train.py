@@ -39,12 +39,13 @@ from plumbing.common import (
     free,
     run_script,
     say_next,
+    write_json,
     written_whole,
 )
-from plumbing.huggingface import find_folder, matched
+from plumbing.huggingface import find_folder, matched, write_model_card
 from plumbing.runtime import Device, autocast, matrix_dtype, precise_dtype, stop_on_signals
 from training import parallel
-from training.checkpoint import Checkpoints, set_aside, the_only_run, whole_weights, write_origin
+from training.checkpoint import Checkpoints, set_aside, the_only_run, whole_weights
 from training.monitor import Monitor, Outliers
 
 
@@ -338,20 +339,26 @@ def build(cfg, world, network, tensors):
 
 
 def save_model(cfg, world, model, network, last_evaluation):
-    """OUT/model: the Hugging Face folder, with the data's tokenizer beside the weights."""
+    """OUT/model: the Hugging Face folder, with the data's tokenizer and a model card beside the weights."""
     weights = whole_weights(model)
     if world.rank:
         return
     with torch.device("meta"):
         plain = network(cfg.model)
     plain.load_state_dict(weights, assign=True)
+    meta = read_meta(cfg.data)
+    training = {"steps": cfg.steps, "tokens read": cfg.steps * cfg.batch_size * cfg.length,
+                "first weights": cfg.init_from or "random", "learning rate": cfg.learning_rate,
+                "windows per step": cfg.batch_size, "seed": cfg.seed}
     with written_whole(Path(cfg.out) / "model") as folder:
         plain.save_pretrained(folder)
         if (Path(cfg.data) / "tokenizer.json").is_file():
             load_tokenizer(Path(cfg.data)).save(folder)
         else:
             print(f"{cfg.data} holds no tokenizer.json, so {cfg.out}/model will have none; sample.py needs one")
-        write_origin(folder, cfg, read_meta(cfg.data), last_evaluation)
+        if "excluded" in meta:                   # the test sets that the text was kept free of
+            write_json(folder / "pretraining.json", {"excluded": meta["excluded"]})
+        write_model_card(folder, {"Training": training, "Text": meta.get("train"), "On held-out text": last_evaluation})
     print(f"wrote {cfg.out}/model", flush=True)
     say_next("sample.py", "--model", f"{cfg.out}/model")
 

@@ -24,14 +24,11 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.tensor import DTensor
 
 from plumbing.common import UserError, read_object, write_json
-from plumbing.huggingface import write_model_card
-
-NAME = "[0-9]" * 8
 
 
 def complete_checkpoints(out):
     """The complete checkpoints in OUT, oldest first."""
-    return sorted(folder for folder in Path(out).glob(f"checkpoints/{NAME}")
+    return sorted(folder for folder in Path(out).glob("checkpoints/" + "[0-9]" * 8)
                   if (folder / ".metadata").is_file() and (folder / "settings.json").is_file())
 
 
@@ -81,17 +78,6 @@ def check_weights(model, world, steps, scores):
     if world.sum(broken).item():
         raise UserError(f"after {steps} steps weights or validation loss are not finite, so they were not saved; lower "
                         "--learning-rate and run again: the newest checkpoint is from before")
-
-
-def write_origin(folder, cfg, meta, evaluation):
-    """What is known of a pretrained model, beside its weights: a model card, and pretraining.json with the test sets
-    that the text was kept free of. meta: the data's meta.json."""
-    if "excluded" in meta:
-        write_json(folder / "pretraining.json", {"excluded": meta["excluded"]})
-    training = {"steps": cfg.steps, "tokens read": cfg.steps * cfg.batch_size * cfg.length,
-                "first weights": cfg.init_from or "random", "learning rate": cfg.learning_rate,
-                "windows per step": cfg.batch_size, "seed": cfg.seed}
-    write_model_card(folder, {"Training": training, "Text": meta.get("train"), "On held-out text": evaluation})
 
 
 def check_same_run(folder, saved, fixed, steps):
