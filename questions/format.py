@@ -31,10 +31,8 @@ class Question:
 
 
 def read_questions(path, answered=True, options=()):
-    """The questions of a file. UserError names the line that is wrong.
-
-    answered=False: "answer" may be missing. options: the options of a question that has none in the file.
-    """
+    """The questions of a file; UserError names the line that is wrong. answered=False: "answer" may be missing.
+    options: those of a question that has none in the file."""
     def question_of(record):
         if type(record["id"]) not in (str, int):
             raise ValueError(f"the id must be text or a whole number, not {record['id']!r}")

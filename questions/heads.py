@@ -126,7 +126,12 @@ class Classifier(nn.Module):
     def __init__(self, gpt, pad_id, labels=()):
         super().__init__()
         self.gpt, self.pad_id = gpt, pad_id
-        drop_language_head(gpt)
+        # A classifier has no language-modelling head, nor has its configuration.
+        del gpt.lm_head
+        gpt.lm_head = None
+        without = {"tied": True, "masked_head": False}              # Llama's, an encoder's
+        gpt.cfg = replace(gpt.cfg, **{f.name: without[f.name] for f in fields(gpt.cfg) if f.name in without})
+
         self.score = nn.Linear(gpt.cfg.n_embd, len(labels) or 1, bias=not labels)     # as in the authors' two scripts
         nn.init.normal_(self.score.weight, 0.0, gpt.cfg.initializer_range)
         if not labels:
@@ -139,14 +144,6 @@ class Classifier(nn.Module):
         scores = [of_tree[0, list(tree.classes)] if tree.classes else of_tree[:, 0]
                   for tree, of_tree in zip(trees, scores_NC.split(rows.sizes), strict=True)]
         return nn.utils.rnn.pad_sequence(scores, batch_first=True, padding_value=-torch.inf)
-
-
-def drop_language_head(gpt):
-    """Remove the language-modelling head, which a classifier does not need, also from the configuration."""
-    del gpt.lm_head
-    gpt.lm_head = None
-    without = {"tied": True, "masked_head": False}              # Llama's, an encoder's
-    gpt.cfg = replace(gpt.cfg, **{f.name: without[f.name] for f in fields(gpt.cfg) if f.name in without})
 
 
 class Likelihood(nn.Module):

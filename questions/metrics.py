@@ -83,10 +83,8 @@ def paired_test(ours, theirs, draws=20_000):
 
 
 def guessing_accuracy(train, test):
-    """The accuracy on `test` of two ways to guess: (at random, the option that was most often right in `train`).
-
-    If several options were right equally often, one of them is taken at random.
-    """
+    """The accuracy on `test` of two ways to guess: (at random, the option that was most often right in `train`, or one
+    of those at random)."""
     right = Counter(q.options[q.answer] for q in train)
     chance = sum(1 / len(q.options) for q in test) / len(test)
     commonest = 0.0

@@ -29,13 +29,21 @@ def read_predictions(path, questions):
     by_id, seen = {q.id: q for q in questions}, set()
 
     def checked(record):
-        if str(record["id"]) not in by_id:
-            raise ValueError(f"{record['id']} is no question of the file")
-        record = prediction(record, by_id[str(record["id"])])
-        if (record["seed"], record["id"]) in seen:
-            raise ValueError(f"answers {record['id']} a second time")
-        seen.add((record["seed"], record["id"]))
-        return record
+        id_, seed, scores = str(record["id"]), record.get("seed", 0), record.get("scores")
+        if id_ not in by_id:
+            raise ValueError(f"{id_} is no question of the file")
+        options, answer = by_id[id_].options, by_id[id_].answer
+        if scores is not None and (len(scores) != len(options) or not np.isfinite(np.array(scores, float)).all()):
+            raise ValueError(f"scores must be {len(options)} numbers, one per option")
+        chosen = record["prediction"] if "prediction" in record or scores is None else int(np.argmax(scores))
+        if isinstance(chosen, str):
+            chosen = [option.strip().lower() for option in options].index(chosen.strip().lower())
+        if type(chosen) is not int or not 0 <= chosen < len(options):
+            raise ValueError(f"prediction {chosen!r} is none of the {len(options)} options")
+        if (seed, id_) in seen:
+            raise ValueError(f"answers {id_} a second time")
+        seen.add((seed, id_))
+        return {"seed": seed, "id": id_, "scores": scores, "prediction": chosen, "answer": answer}
 
     records = read_json_lines(path, "prediction", "finetune_qa.py writes predictions.jsonl", checked)
     for seed in {record["seed"] for record in records}:
@@ -45,25 +53,9 @@ def read_predictions(path, questions):
     return records
 
 
-def prediction(record, q):
-    scores = record.get("scores")
-    if scores is not None and (len(scores) != len(q.options) or not np.isfinite(np.array(scores, float)).all()):
-        raise ValueError(f"scores must be {len(q.options)} numbers, one per option")
-    chosen = record["prediction"] if "prediction" in record or scores is None else int(np.argmax(scores))
-    if isinstance(chosen, str):
-        chosen = [option.strip().lower() for option in q.options].index(chosen.strip().lower())
-    if type(chosen) is not int or not 0 <= chosen < len(q.options):
-        raise ValueError(f"prediction {chosen!r} is none of the {len(q.options)} options")
-    return {"seed": record.get("seed", 0), "id": q.id, "scores": scores, "prediction": chosen, "answer": q.answer}
-
-
 def assess(questions, records, train=None, compare=""):
-    """The scores for report.json.
-
-    records    predictions of one or more seeds, in any order
-    train      training questions: adds guessing baselines and overlap
-    compare    a file of predictions for the same questions: adds a paired test
-    """
+    """The scores for report.json. records: of one or more seeds, in any order. Training questions add what guessing
+    reaches and the overlap; `compare`, a file of predictions for the same questions, adds a paired test."""
     runs = {}
     for record in records:
         runs.setdefault(record["seed"], {})[record["id"]] = record
@@ -124,10 +116,8 @@ def share_right(questions, records):
 
 
 def left_out_of_pretraining(model, test):
-    """Whether the model's pretraining data left out this test file: "yes", "no" or "unknown".
-
-    train.py writes MODEL/pretraining.json: {"excluded": [{"file", "crc32" (of its bytes), "dropped"}, ...]}.
-    """
+    """Whether the model's pretraining data left out this test file: "yes", "no" or "unknown". MODEL/pretraining.json,
+    from train.py, has {"excluded": [{"file", "crc32" (of its bytes), "dropped"}, ...]}."""
     path = find_folder(model) / "pretraining.json"
     if not path.is_file():
         return "unknown"

@@ -10,8 +10,7 @@ lm-evaluation-harness calls "raw" acc and "per_character" acc_norm; bench/harnes
 
 Protocol "letters": the options are listed as "A. ...", "B. ..." before "Answer:", and only the letter is scored.
 
-On examinations, models of a few billion parameters score little above chance in this way. That is why BioMedLM is
-fine-tuned.
+On examinations, models of a few billion parameters score little above chance in this way.
 Not here: the log-probability itself (questions/heads.py).
 """
 import string
