@@ -199,8 +199,7 @@ def make_reader(cfg, tok, gpt_cfg):
 
 def predict(cfg, world, folder, test):
     """Answer all items with the best model; processes share the items. Returns the records of predictions.jsonl."""
-    dtype = torch.bfloat16 if cfg.dtype == "bfloat16" else torch.float32
-    gpt, tok = load(folder, dtype, world.device)
+    gpt, tok = load(folder, getattr(torch, cfg.dtype), world.device)
     reader, alone = make_reader(cfg, tok, gpt.cfg), replace(world, rank=0, size=1)
     mine, model = test[world.rank::world.size], AnswerModel(gpt, tok.eos_id)
 
@@ -228,7 +227,7 @@ def predict(cfg, world, folder, test):
 
 def decode(cfg, gpt, tok, sources):
     """The answers to each source (ids), as lists of ids: one answer, or the best `beams` with --decode beam."""
-    answers = [None] * len(sources)
+    answers = {}
     for indices in groups([len(source) for source in sources], cfg.decode_batch):
         prompts = [sources[i] for i in indices]
         if cfg.decode == "beam":
@@ -241,9 +240,8 @@ def decode(cfg, gpt, tok, sources):
             for column in stream(gpt, prompts, cfg.max_new_tokens, sampling, seed=cfg.seed, eos_id=tok.eos_ids):
                 for row, token in column:
                     found[row][0].append(token)
-        for i, best in zip(indices, found, strict=True):
-            answers[i] = best
-    return answers
+        answers.update(zip(indices, found, strict=True))
+    return [answers[i] for i in range(len(sources))]
 
 
 def answer(cfg):

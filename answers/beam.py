@@ -64,7 +64,11 @@ def beam_search(model, prompts, max_new_tokens, beams=5, length_penalty=1.0, no_
             done[p] |= len(finished[p]) == W and best <= finished[p][-1][0]
         if all(done) or n == max_new_tokens:
             return finished
-        follow(cache, row_R)
+
+        # The cache follows: row r gets the keys and values of row row_R[r], because it continues that row's text.
+        past = cache.length
+        cache.k_LBHKS[..., :past] = cache.k_LBHKS[:, row_R, :, :, :past]
+        cache.v_LBHSK[:, :, :, :past] = cache.v_LBHSK[:, row_R, :, :past]
         logits_RV = next_logits(model, cache, token_R[:, None])
 
 
@@ -76,10 +80,3 @@ def forbid_repeats(log_p_RV, text_RT, n):
     grams_RGN = text_RT.unfold(1, n, 1)
     r, g = (grams_RGN[:, :, :-1] == text_RT[:, None, T - n + 1:]).all(-1).nonzero(as_tuple=True)
     log_p_RV[r, grams_RGN[r, g, -1]] = -torch.inf
-
-
-def follow(cache, row_R):
-    """Reorder the cache: row r gets the keys and values of row row_R[r], because it continues that row's text."""
-    n = cache.length
-    cache.k_LBHKS[..., :n] = cache.k_LBHKS[:, row_R, :, :, :n]
-    cache.v_LBHSK[:, :, :, :n] = cache.v_LBHSK[:, row_R, :, :n]

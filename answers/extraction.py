@@ -148,9 +148,8 @@ def finetune(cfg, world, seed, files):
         return metrics, best
 
     folder = finetuning.seed_folder(cfg, seed)
-    given = [name for name in FILES if getattr(cfg, name)]
-    log, best = finetuning.fine_tune(cfg, world, seed, folder, model, len(windows["train"]), loss_of, evaluate, given,
-                                     cfg.select_every)
+    log, best = finetuning.fine_tune(cfg, world, seed, folder, model, len(windows["train"]), loss_of, evaluate,
+                                     [name for name in FILES if getattr(cfg, name)], cfg.select_every)
     return best, log, counts
 
 

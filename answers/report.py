@@ -27,10 +27,7 @@ def assess(short, test, predictions):
 
 def short_scores(test, *runs):
     """Exact match and F1 of each item, like SQuAD's script, and strict, lenient and MRR of each group, like BioASQ.
-
-    runs: the candidates of each item, from one or more runs; the scores are means over the runs. For the intervals, a
-    group's scores from all runs are drawn together.
-    """
+    Means over the runs; a run has the candidates of each item. For intervals, a group's scores are drawn together."""
     right, of, n = [item.answers or (item.answer,) for item in test], [item.group for item in test], len(runs)
     best = [(scores.ranked_answers(of_item) or [""])[0] for candidates in runs for of_item in candidates]
     found = {name: scores.mean([score(b, r) for b, r in zip(best, right * n, strict=True)], of * n)

@@ -111,11 +111,8 @@ def squad2_scores(prediction, answers):
 
 
 def best_threshold(margins, answered, silent):
-    """(the best mean score, the threshold that reaches it), one number per item in each list.
-
-    An item whose margin is above the threshold is not answered, and scores `silent`; else it scores `answered`. Like
-    SQuAD 2.0's script, this only tries margins that occur.
-    """
+    """(the best mean score, the threshold that reaches it). An item with a margin above the threshold is not answered,
+    and scores `silent`; else it scores `answered`. Like SQuAD 2.0's script, this only tries margins that occur."""
     margins, answered, silent = (np.asarray(values, dtype=np.float64) for values in (margins, answered, silent))
     order = np.argsort(margins, kind="stable")
     gain_N, last_N = np.cumsum((answered - silent)[order]), np.append(np.diff(margins[order]) > 0, True)

@@ -82,10 +82,8 @@ def found_at(context, text, start):
 # ---- Tokens and characters ----
 
 def located(tok, text):
-    """(ids, [(first character, one past the last) of each token]), without the spaces around a token.
-
-    A token that begins or ends inside a character gets the whole character, so that no span can break one.
-    """
+    """(ids, [(first character, one past the last) of each token]), without the spaces around a token. A token that
+    begins or ends inside a character gets the whole character, so that no span can break one."""
     if hasattr(tok, "located"):
         ids, spans = tok.located(text)
     else:

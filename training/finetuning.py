@@ -66,8 +66,7 @@ class Finetuning:
 
 def check(cfg, *from_1, **ranges):
     """UserError for numbers out of range; from_1 and ranges: of a script's own settings, as check_ranges has them."""
-    one_step = 1e-6
-    check_ranges(cfg, ("batch_size", "micro_batch_size", *from_1), epochs=(one_step, math.inf), warmup_ratio=(0, 1),
+    check_ranges(cfg, ("batch_size", "micro_batch_size", *from_1), epochs=(1e-6, math.inf), warmup_ratio=(0, 1),
                  **ranges)
     seeds = getattr(cfg, "seeds", (0,))
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
@@ -200,10 +199,8 @@ def computing(model, world, dtype):
 
 
 def evaluated(model, examples, size, world, dtype, results_of=torch.Tensor.tolist):
-    """The result of each example, on every process: results_of(the model's output) for `size` examples at a time.
-
-    Examples of similar length, by len(), are in one batch, so that there is little padding.
-    """
+    """The result of each example, on every process: results_of(the model's output) for `size` examples at a time, of
+    similar length, by len(), so that there is little padding."""
     model.eval()
     found = {}
     order = np.argsort([len(example) for example in examples], kind="stable")
@@ -253,8 +250,7 @@ def save_model(model, tok, folder, cfg, world, about=None):
     with written_whole(folder) as temporary:
         plain.save_pretrained(temporary, head={name: w for name, w in whole.items() if not name.startswith("gpt.")})
         tok.save(temporary)
-        config = read_json(temporary / "config.json", "a model's configuration")
-        write_json(temporary / "config.json", config | (about or {}))
+        write_json(temporary / "config.json", read_json(temporary / "config.json", "a configuration") | (about or {}))
     if adapter:
         with written_whole(folder.with_name("adapter")) as temporary:
             shutil.copytree(folder, temporary, ignore=shutil.ignore_patterns("model*.safetensors*"))
