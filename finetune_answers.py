@@ -47,7 +47,7 @@ class Decoding(Sampling):
     decode: Literal["greedy", "sample", "beam"] = free("greedy")
     max_new_tokens: int = free(400)
     top_p: float = free(0.95)                # for --decode sample, like temperature and top_k
-    beams: int = free(5)                     # for --decode beam, like the next three
+    beams: int = free(5)                     # for --decode beam, like the next three; the paper's for summaries
     length_penalty: float = free(-0.5)       # scores are divided by length ** penalty; negative prefers short texts
     no_repeat_ngram: int = free(6)           # no n-gram of prompt and answer occurs twice; 0: no limit
     min_new_tokens: int = free(5)

@@ -341,10 +341,8 @@ class GPT(nn.Module):
     @torch.no_grad()
     def save_pretrained(self, folder, fold_layer_scale=False, head=None):
         """Write config.json and safetensors as transformers' classes read them, in the parameters' dtype.
-
         fold_layer_scale multiplies 1/(layer+1) into the query weights and switches the flag off, for programs that do
-        not know it (vLLM refuses it, llama.cpp ignores it). head: more tensors by name, such as a classifier's.
-        """
+        not know it (vLLM refuses it, llama.cpp ignores it). head: more tensors by name, such as a classifier's."""
         if fold_layer_scale:
             cfg = replace(self.cfg, scale_attn_by_inverse_layer_idx=False)
             save_model(self, folder, cfg, self.fold_layer_scale, head)

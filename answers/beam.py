@@ -5,8 +5,7 @@ the beams. Every token lowers a text's probability, so short texts win; dividing
 this. Likely text repeats itself; so n-grams that have occurred can be forbidden.
 Not here: sampling (sample.py) and the cache (sampling/cache.py).
 
-The paper's summaries use 5 beams, a length penalty of -0.5, no repeated 6-gram and at least 5 tokens. The texts and
-scores equal those of transformers' generate(num_beams=...).
+The texts and scores equal those of transformers' generate(num_beams=...).
 """
 import torch
 

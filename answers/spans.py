@@ -202,11 +202,8 @@ def best_spans(start_S, end_S, max_tokens, n):
 
 
 def read_off(items, windows, found):
-    """For each item (margin, [(text, log p), ...]), over all its windows, the best text first. A text that occurs twice
-    counts once, with its better score.
-
-    margin: the lowest log p of "no answer" in any window, minus the log p of the best text.
-    """
+    """For each item (margin, [(text, log p), ...]), over all its windows, the best text first; one that occurs twice
+    counts once, with its better score. margin: the lowest log p of "no answer" in any window, minus the best text's."""
     nulls, texts = [np.inf] * len(items), [{} for _ in items]
     for window, (null, spans) in zip(windows, found, strict=True):
         i, context = window.item, items[window.item].context

@@ -35,7 +35,7 @@ class Reader:
         self.pad_id = self.special.get("[PAD]", 0)       # any id will do: no other token sees the padding
 
     def __call__(self, q):
-        tree = getattr(self, self.head)(q)           # by one of the three methods below
+        tree = {"option": self.option, "label": self.label, "likelihood": self.likelihood}[self.head](q)
         if tree.depth > self.max_length:
             raise UserError(f"question {q.id}: an option alone has more than the {self.max_length} tokens of a row; "
                             "raise --max-length or shorten it")
@@ -80,7 +80,7 @@ class Reader:
 
 
 def labels_of(questions):
-    """The options of all questions, in alphabetical order."""
+    """The options of all questions, sorted, so that every file yields the same order."""
     labels = sorted({option.strip() for q in questions for option in q.options})
     if len(labels) > 10:
         raise UserError(f"--head label is for questions that share their options, such as yes and no; these have "
@@ -141,8 +141,9 @@ class Classifier(nn.Module):
         """scores_QO (fp32) for trees of one question each; -inf where a question has fewer options."""
         rows, x_BTD = read(self.gpt, trees, self.pad_id)
         scores_NC = self.score(x_BTD[rows.row_N, rows.branch_end_N]).float()
+        by_tree = scores_NC.split([len(tree.branches) for tree in trees])
         scores = [of_tree[0, list(tree.classes)] if tree.classes else of_tree[:, 0]
-                  for tree, of_tree in zip(trees, scores_NC.split(rows.sizes), strict=True)]
+                  for tree, of_tree in zip(trees, by_tree, strict=True)]
         return nn.utils.rnn.pad_sequence(scores, batch_first=True, padding_value=-torch.inf)
 
 
@@ -164,8 +165,8 @@ class Likelihood(nn.Module):
             logits_TV = self.gpt.logits(x_BTD[row, torch.cat([prefix_end[None], inside])]).float()
             target_T = torch.tensor(branch, device=branch_end.device)
             scores.append(-F.cross_entropy(logits_TV, target_T, reduction="sum"))
-        return nn.utils.rnn.pad_sequence(torch.stack(scores).split(rows.sizes), batch_first=True,
-                                         padding_value=-torch.inf)
+        by_tree = torch.stack(scores).split([len(tree.branches) for tree in trees])
+        return nn.utils.rnn.pad_sequence(by_tree, batch_first=True, padding_value=-torch.inf)
 
 
 def predict(model, trees, cfg, world):

@@ -43,7 +43,6 @@ class Packed:
     row_N: torch.Tensor              # int64: the row of each branch,
     prefix_end_N: torch.Tensor       # the column of the last token of its prefix,
     branch_end_N: torch.Tensor       # and the column of its own last token
-    sizes: list[int]                 # branches of each tree; their sum is N
 
 
 def row_length(gpt):
@@ -65,8 +64,7 @@ def read(gpt, trees, pad_id):
     visible_BTS = packed.tree_BT[:, :, None] == packed.tree_BT[:, None]
     x_BTD = gpt.hidden(packed.ids_BT, type_BT, visible_BTS, packed.position_BT)
     length_N = torch.tensor([len(text) for text in texts], device=x_BTD.device)
-    return replace(packed, branch_end_N=packed.branch_end_N + 1 - length_N,
-                   sizes=[len(tree.branches) for tree in trees]), x_BTD
+    return replace(packed, branch_end_N=packed.branch_end_N + 1 - length_N), x_BTD
 
 
 def pack(trees, length, pad_id, device=None, even=True):
@@ -91,13 +89,11 @@ def pack(trees, length, pad_id, device=None, even=True):
                 if n:
                     ends[i].append((b, prefix_end, t - 1))
     ends_3N = torch.tensor([end for tree_ends in ends for end in tree_ends]).T     # row_N, prefix_end_N, branch_end_N
-    tensors = (tensor.to(device) for tensor in (ids_BT, position_BT, tree_BT, branch_BT, *ends_3N))
-    return Packed(*tensors, [len(tree.branches) for tree in trees])
+    return Packed(*(tensor.to(device) for tensor in (ids_BT, position_BT, tree_BT, branch_BT, *ends_3N)))
 
 
 def even_rows(lengths, room):
-    """first_fit with the smallest room that needs no more rows: all are padded to the longest, so two rows of 700 are
-    better than 850 and 550."""
+    """first_fit with the smallest room that needs no more rows: two padded rows of 700 are better than 850 and 550."""
     rows = first_fit(lengths, room)
     smallest = max(max(lengths), -(-sum(lengths) // len(rows)))
     for smaller in range(smallest, room, 8):
@@ -123,9 +119,7 @@ def first_fit(lengths, room):
 
 def visible(tree_BT, branch_BT):
     """visible_BTS: t sees s if s is not after t, in the same tree, and in the prefix (branch 0) or in t's own branch.
-
-    Padding is tree 0 and sees the padding before it, because the softmax of a query that sees no key is nan.
-    """
+    Padding is tree 0 and sees the padding before it, because the softmax of a query that sees no key is nan."""
     T = tree_BT.shape[1]
     same_tree = tree_BT[:, :, None] == tree_BT[:, None, :]
     shared = (branch_BT[:, None, :] == 0) | (branch_BT[:, :, None] == branch_BT[:, None, :])

@@ -56,10 +56,8 @@ def zero_shot(cfg):
     raw = [alike(q.options, of_q) for q, of_q in zip(asked, raw, strict=True)]
 
     report = {"truncated": {"test": reader.cut}, "settings": asdict(cfg), "commit": git_commit()}
-    for name, length in LENGTHS.items():
-        if cfg.protocol == "letters" and name != "raw":
-            continue
-        scores = [[s / length(option.strip()) for s, option in zip(of_q, q.options, strict=True)]
+    for name in ["raw"] if cfg.protocol == "letters" else LENGTHS:
+        scores = [[s / LENGTHS[name](option.strip()) for s, option in zip(of_q, q.options, strict=True)]
                   for of_q, q in zip(raw, asked, strict=True)]
         predictions = predictions_of(0, test, scores)
         report[name] = assess(test, predictions)

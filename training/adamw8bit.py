@@ -84,7 +84,6 @@ def value_of(level, top):
 
 
 def randomly_rounded_to_bfloat16(x):
-    """fp32 to bf16, rounded up or down at random so that the mean is right: add random bits below bf16's last bit, then
-    cut them off."""
+    """fp32 to bf16, rounded up or down at random: add random bits below bf16's last bit, then cut them off."""
     bits = x.view(torch.int32) + torch.randint_like(x, 2**16, dtype=torch.int32)
     return (bits & -(2**16)).view(torch.float32).to(torch.bfloat16)

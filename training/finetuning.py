@@ -182,10 +182,8 @@ def learning_rate(step, steps, cfg):
 # ---- Examples, a few at a time ----
 
 def parts(batch, world, size):
-    """Yield (indices, weight, whether it is the last part): this process's examples of a batch, `size` at a time.
-
-    With fsdp all processes must take part in every pass: one that has no examples left repeats one with weight 0.
-    """
+    """Yield (indices, weight, whether it is the last part): this process's examples of a batch, `size` at a time. With
+    fsdp all processes must take part in every pass: one that has no examples left repeats one with weight 0."""
     mine = batch[world.rank::world.size]
     n = -(-len(batch) // world.size)
     for start in range(0, n, size):
@@ -238,11 +236,10 @@ def save_model(model, tok, folder, cfg, world, about=None):
     """Write model.gpt, with low-rank additions merged in, and the task head's tensors as a Hugging Face folder; with
     --save-adapter also the additions alone, in the folder `adapter` beside it. All processes must call it.
     about: more entries for config.json."""
-    whole = whole_weights(model)
+    learned = whole_weights(model)
     if world.rank:
         return
-    adapter = adapters.exported(whole, cfg.model, model.gpt.stored_name) if cfg.save_adapter else None
-    whole = merged(whole)
+    whole = merged(learned)
     with torch.device("meta"):
         plain = type(model.gpt)(model.gpt.cfg)
     plain.load_state_dict({name.removeprefix("gpt."): w for name, w in whole.items() if name.startswith("gpt.")},
@@ -251,19 +248,17 @@ def save_model(model, tok, folder, cfg, world, about=None):
         plain.save_pretrained(temporary, head={name: w for name, w in whole.items() if not name.startswith("gpt.")})
         tok.save(temporary)
         write_json(temporary / "config.json", read_json(temporary / "config.json", "a configuration") | (about or {}))
-    if adapter:
+    if cfg.save_adapter:
+        config, tensors = adapters.exported(learned, cfg.model, model.gpt.stored_name)
         with written_whole(folder.with_name("adapter")) as temporary:
             shutil.copytree(folder, temporary, ignore=shutil.ignore_patterns("model*.safetensors*"))
-            write_json(temporary / adapters.CONFIG, adapter[0])
-            save_readable(adapter[1], temporary / adapters.WEIGHTS)
+            write_json(temporary / adapters.CONFIG, config)
+            save_readable(tensors, temporary / adapters.WEIGHTS)
 
 
 def write_results(cfg, started, best, log, predictions, report, test_file, summary):
     """Write log.jsonl, predictions.jsonl, report.json and model/ into OUT, and adapter/ with --save-adapter. Returns
-    the report with the facts about the run.
-
-    started: time.perf_counter() at its beginning. best: the folder that save_model wrote. summary: for the model card.
-    """
+    the report with the facts about the run. best: the folder that save_model wrote. summary: for the model card."""
     out = Path(cfg.out)
     report = report | {"seconds": time.perf_counter() - started, "settings": asdict(cfg), "commit": git_commit()}
     write_json_lines(out / "log.jsonl", log)

@@ -77,13 +77,13 @@ def merged(weights):
     """{name: tensor} of the plain model: low-rank additions are added to their weights, new rows put in place."""
     plain = {name.replace(".base.", "."): w for name, w in weights.items() if not name.endswith((".a", ".b", ".new"))}
     for name, w in weights.items():
-        if name.endswith(".a"):
-            stem = name.removesuffix("a")
-            added = 2 * weights[stem + "b"].float() @ w.float()
-            plain[stem + "weight"] = (plain[stem + "weight"].float() + added).to(plain[stem + "weight"].dtype)
-        elif name.endswith(".new"):
-            old = plain[name.removesuffix("new") + "weight"]
-            plain[name.removesuffix("new") + "weight"] = torch.cat([old[:-len(w)], w.to(old.dtype)])
+        stem, _, kind = name.rpartition(".")
+        old = plain.get(f"{stem}.weight")
+        if kind == "a":
+            added = 2 * weights[f"{stem}.b"].float() @ w.float()
+            plain[f"{stem}.weight"] = (old.float() + added).to(old.dtype)
+        elif kind == "new":
+            plain[f"{stem}.weight"] = torch.cat([old[:-len(w)], w.to(old.dtype)])
     return plain
 
 
