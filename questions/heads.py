@@ -98,6 +98,8 @@ class EncoderReader(Reader):
     NEW_TOKENS = {"option": (), "label": ()}
 
     def __init__(self, head, tok, max_length, labels=()):
+        if head not in self.NEW_TOKENS:
+            raise UserError(f"an encoder has no probability for a text, which --head {head} needs")
         super().__init__(head, tok, max_length, labels)
         for name in ("[CLS]", "[SEP]"):
             if name not in tok.specials:
