@@ -247,7 +247,7 @@ def learning_rate(step, cfg):
 
 @torch.no_grad()
 def evaluate(model, val, cfg, world):
-    """Mean loss over fixed windows, which processes share: in nats per token, and in bits per byte of text."""
+    """Mean loss over fixed windows, shared by processes: in nats per token, and bits per byte to compare tokenizers."""
     model.eval()
     starts = val.spread(cfg.eval_windows)
     total = torch.zeros((), device=world.device, dtype=precise_dtype(world.device))

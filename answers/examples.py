@@ -128,11 +128,11 @@ class Reader:
     def examples(self, item, every_window=False):
         """The windows of an item that contain the answer, or the first if none does, with the answer as target. With
         every_window, for training, also the other windows, with an empty target."""
-        windows, target = self.windows(item), self.target(item.answer)
-        holds = [item.answer.strip() in self.tok.decode(piece) for piece, _ in windows]
+        pieces, target = self.windows(item), self.target(item.answer)
+        holds = [item.answer.strip() in self.tok.decode(piece) for piece, _ in pieces]
         holds[0] |= not any(holds)
         return [Example(source, target if held else [self.tok.eos_id])
-                for (_, source), held in zip(windows, holds, strict=True) if held or every_window]
+                for (_, source), held in zip(pieces, holds, strict=True) if held or every_window]
 
 
 def windows(ids, room, stride):

@@ -110,7 +110,7 @@ def shard_model(model, mesh, dtype, blocks=None):
 
 @torch.no_grad()
 def set_weights(model, values):
-    """Copy (name, tensor) pairs into the model. Every process makes the same tensors and keeps its slices."""
+    """Copy (name, tensor) pairs into the model. Every process makes all tensors and keeps its slices: none is sent."""
     parameters = dict(model.named_parameters())
     for name, value in values:
         p = parameters[name]
