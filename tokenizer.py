@@ -236,8 +236,8 @@ def apply_merges_to_long(word, merged):
     Positions wait in one bucket for each symbol they can become; the buckets are emptied from the earliest symbol on. A
     merge only ever fills later buckets, as a symbol is learned before the pairs that contain it.
     """
-    symbol, before, after = [*word, ""], list(range(-1, len(word))), list(range(1, len(word) + 1))
-    buckets = defaultdict(list)                                  # the "" at the end is its own neighbour on both sides
+    symbol, before, after = [*word, ""], list(range(-1, len(word))), list(range(1, len(word) + 1))     # "": the ends
+    buckets = defaultdict(list)
     for i, pair in enumerate(map(add, word, word[1:])):
         if pair in merged:
             buckets[merged[pair]].append(i)
@@ -245,13 +245,13 @@ def apply_merges_to_long(word, merged):
     while queue:
         new = heapq.heappop(queue)
         for i in sorted(buckets.pop(new)):                       # from the left, for pairs that overlap: a a a
-            j = after[i] if symbol[i] else i                     # a symbol that was merged away is ""
-            if merged.get(symbol[i] + symbol[j]) != new:
+            j = after[i]
+            if merged.get(symbol[i] + symbol[j]) != new:         # a symbol that was merged away is ""
                 continue
             symbol[i], symbol[j] = new, ""
             after[i], before[after[j]] = after[j], i
-            for k, pair in ((before[i], symbol[before[i]] + new), (i, new + symbol[after[i]])):
-                later = merged.get(pair)
+            for k in (before[i], i):
+                later = merged.get(symbol[k] + symbol[after[k]])
                 if later:
                     if later not in buckets:
                         heapq.heappush(queue, later)
@@ -285,8 +285,7 @@ class Tokenizer:
     ('cell cells', 262, {'<|endoftext|>': 261, '[SEP]': 262})
     """
 
-    front = back = ()       # ids that a model needs before and after a text: none here; Llama's <s> in baselines/
-
+    front = ()              # ids that a model needs before a text: none here; Llama's <s> in baselines/
     rows = 0                # of the embedding, if there are more than tokens
 
     def __init__(self, merges, specials=None, remember=1 << 19, eos=EOS):
@@ -419,13 +418,12 @@ class Tokenizer:
 
 # ---- 5. The commands ----
 
-
 def count_files(paths):
     from plumbing.documents import texts_in  # needs zstandard, which sampling and training do not
-    counts = Counter()
-    for path in [p for p in paths if p.name.endswith(".counts.json")]:
+    counted = [path for path in paths if path.name.endswith(".counts.json")]
+    counts = count_pieces(texts_in(path for path in paths if path not in counted))
+    for path in counted:
         counts.update(read_ids(path))
-    counts.update(count_pieces(texts_in(p for p in paths if not p.name.endswith(".counts.json"))))
     if not counts:
         raise UserError("--inputs: these files hold no text; see plumbing/documents.py for the formats")
     print(f"{sum(counts.values()):,} pieces, {len(counts):,} distinct")

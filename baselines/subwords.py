@@ -37,8 +37,7 @@ class Subwords:
         plain, framed = (library.encode("a", add_special_tokens=frame) for frame in (False, True))
         self.spaced = plain.tokens[0].startswith("▁")
         self.kind = type(library.decoder).__name__
-        first = framed.ids.index(plain.ids[0])
-        self.front, self.back = framed.ids[:first], framed.ids[first + len(plain):]      # <s>; [CLS] and [SEP]
+        self.front = framed.ids[:framed.ids.index(plain.ids[0])]  # <s> or [CLS]
 
     @classmethod
     def load(cls, folder):
