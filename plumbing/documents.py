@@ -20,7 +20,6 @@ import json
 import re
 import sys
 import zlib
-from codecs import BOM_UTF8
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
@@ -229,7 +228,7 @@ def from_text(raw):
 def from_json(raw):
     if not raw or raw.isspace():
         return ""
-    text = raw.removeprefix(BOM_UTF8).decode()
+    text = from_text(raw)
     try:
         value = json.loads(text)
     except ValueError as error:                                  # also for a number of more than 4,300 digits
@@ -248,6 +247,10 @@ PARAGRAPHS = {"p", "sec", "title", "fig", "table-wrap", "media", "boxed-text", "
 LEFT_OUT = {"ref-list", "table", "table-wrap-foot", "fn", "supplementary-material",
             "tex-math", "glyph-data", "alt-text", "long-desc", "object-id", "permissions", "sec-meta", "index-term"}
 LABELLED = {"fig", "table-wrap", "media", "boxed-text", "statement"}     # "Figure 1", to which the text refers
+
+# Marks for `flat`, of characters that XML cannot contain.
+EDGE = "\x1f"       # beside a formula, and a word in one: a space where a letter or digit touches another
+RAISED = "\x1e"     # before a superscript: 10<sup>-3</sup> becomes 10^-3, Ca<sup>2+</sup> Ca2+
 
 
 def from_xml(raw):
@@ -289,12 +292,17 @@ def flat(element, inline=False):
         return ""
     out = []
     collect(element, out, inline)
-    text = re.sub(r" *\n *", "\n", re.sub(r" {2,}", " ", "".join(out)))
+    text = "".join(out)
+    if EDGE in text:
+        text = re.sub(rf"(?<=[^\W_]){EDGE}+(?=[^\W_])", " ", text).replace(EDGE, "")
+    if RAISED in text:
+        text = re.sub(rf"(?<=\d){RAISED}+(?=[-+\u2212\u2013\d])", "^", text).replace(RAISED, "")
+    text = re.sub(r" *\n *", "\n", re.sub(r" {2,}", " ", text))
     return re.sub(r"\n{3,}", "\n\n", text).strip()
 
 
 def collect(element, out, inline, raised=False):
-    """Append the texts within an element. Markup that carries meaning becomes characters here.
+    """Append the texts within an element. Markup that carries meaning becomes characters here, and EDGE and RAISED.
 
     raised: the element is in a superscript, where a cross-reference is a citation mark and left out.
     """
@@ -302,11 +310,11 @@ def collect(element, out, inline, raised=False):
     for child in element:
         tag = child.tag
         if tag == "math":
-            append_word(out, formula(child))
+            out.append(EDGE + math(child) + EDGE)
         elif tag == "inline-formula":
-            append_word(out, flat(child, inline=True))
+            out.append(EDGE + flat(child, inline=True) + EDGE)
         elif tag == "sup":
-            out.append(superscript(child, last_character(out)))
+            out.append(superscript(child))
         elif tag == "label" and element.tag in LABELLED:
             out.append(flat(child, inline=True) + " ")
         elif tag not in LEFT_OUT and tag != "label" and not is_citation_mark(child, raised):
@@ -314,25 +322,11 @@ def collect(element, out, inline, raised=False):
             out.append(gap)
             collect(child, out, inline or tag == "caption", raised)
             out.append(gap[:1] or (" " if tag in ("caption", "break") else ""))
-        tail = one_space(child.tail)
-        if tag in ("math", "inline-formula"):
-            append_word(out, tail)
-        else:
-            out.append(tail)
+        out.append(one_space(child.tail))
 
 
 def one_space(text):
     return re.sub(r"[ \t\r\n]+", " ", text or "")
-
-
-def last_character(out):
-    return next((part[-1] for part in reversed(out) if part), "")
-
-
-def append_word(out, text):
-    """Append a formula, or the text after one, with a space where a letter or digit would touch another."""
-    touches = text[:1].isalnum() and last_character(out).isalnum()
-    out.append(" " + text if touches else text)
 
 
 def is_citation_mark(element, raised):
@@ -340,28 +334,22 @@ def is_citation_mark(element, raised):
     return element.tag == "xref" and (raised or element.get("ref-type") == "bibr" and element.find("sup") is not None)
 
 
-def superscript(element, before):
-    """The text of a superscript after the character `before`: 10<sup>-3</sup> becomes 10^-3, Ca<sup>2+</sup> Ca2+."""
+def superscript(element):
     inner = []
     collect(element, inner, inline=True, raised=True)
     text = "".join(inner)
     if element.find(".//xref") is not None:
         text = text.strip(" ,;[]()\u2013-")                      # what separated the citation marks
-    return "^" + text if before.isdigit() and re.match(r"[-+\u2212\u2013\d]", text) else text
+    return RAISED + text if text else ""
 
 
 JOINED = {"msup": "^", "mover": "^", "msub": "_", "munder": "_", "msubsup": "_^", "munderover": "_^", "mfrac": "/"}
 INVISIBLE = dict.fromkeys(range(0x2061, 0x2065))                 # operators without a sign: x times y
 FUNCTIONS = {"sin", "cos", "tan", "sinh", "cosh", "tanh", "exp", "log", "ln", "lim", "max", "min"}
-EDGE = "\u2009"                                                  # of a word; a space where it touches another
-
-
-def formula(element):
-    """MathML on one line: x_i^2, (a+b)/c, 2 log x."""
-    return re.sub(rf"(?<=\w){EDGE}+(?=\w)", " ", math(element)).replace(EDGE, "").strip()
 
 
 def math(element):
+    """MathML on one line: x_i^2, (a+b)/c, 2 log x."""
     if element.tag.startswith("annotation"):
         return ""
     parts = [part for part in map(math, element) if part.strip(EDGE)]
