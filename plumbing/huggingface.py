@@ -16,8 +16,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from plumbing import adapters
 from plumbing.common import UserError, read_object, shown, write_json, written_whole
@@ -96,24 +96,20 @@ def read_shape(config_class, path):
     return cfg
 
 
-def write_config(folder, values):
-    """Write config.json, and generation_config.json for a model that writes text."""
-    folder = Path(folder)
-    write_json(folder / "config.json", values)
-    ids = {name: values[name] for name in ("bos_token_id", "eos_token_id") if name in values}
-    if ids:
-        write_json(folder / "generation_config.json", {"_from_model_config": True, **ids})
-
-
 CARD = """---
 library_name: transformers
 pipeline_tag: text-generation
-{license}---
+---
 
 # {name}
 
 Trained with nanoBioMedLM. **For research only. Nothing this model writes or chooses is medical advice.**
+
 {facts}
+## Licence
+
+Not known. It depends on the training data and on the weights that training began with.
+
 ## Limits
 
 A language model writes what sounds likely, not what is true. It has not been tested for use with patients, it repeats
@@ -122,18 +118,10 @@ the errors and gaps of its training data, and its scores hold for the test sets 
 
 
 def write_model_card(folder, facts):
-    """Write README.md from what is known: {heading: text, number, list or {name: value}}, in the order to be shown.
-
-    "license" is the hub's name of a licence; without it the card says that the licence is not known.
-    """
-    facts = dict(facts)
-    license = facts.pop("license", None)
-    known = {heading: value for heading, value in facts.items() if value not in (None, {}, [])}
-    parts = [f"## {heading}\n\n{described(value)}\n" for heading, value in known.items()]
-    licence = license or "Not known. It depends on the training data and on the weights that training began with."
-    parts.append(f"## Licence\n\n{licence}\n")
-    text = CARD.format(license=f"license: {license}\n" if license else "", name=Path(folder).resolve().name,
-                       facts="\n" + "\n".join(parts))
+    """Write README.md from what is known: {heading: text, number, list or {name: value}}, in the order to be shown."""
+    known = "\n".join(f"## {heading}\n\n{described(value)}\n" for heading, value in facts.items()
+                      if value not in (None, {}, []))
+    text = CARD.format(name=Path(folder).resolve().name, facts=known)
     with written_whole(Path(folder) / "README.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -151,14 +139,13 @@ def end_ids(folder):
     """The ids that end a text, as transformers reads them: from generation_config.json, else from config.json."""
     for file in ("generation_config.json", "config.json"):
         path = file_of(Path(folder), file)
-        if not path.is_file():
+        found = read_object(path, "a model's configuration").get("eos_token_id") if path.is_file() else None
+        ids = found if isinstance(found, list) else [found]
+        if found in (None, []):
             continue
-        found = read_object(path, "a model's configuration").get("eos_token_id")
-        ids = found if isinstance(found, list) else [] if found is None else [found]
         if any(type(i) is not int for i in ids):
             raise UserError(f"{path}: eos_token_id is {shown(found)}; it must be a token's number or a list of them")
-        if ids:
-            return ids
+        return ids
     return []
 
 
@@ -175,7 +162,7 @@ def read_tensors(folder, head=False):
     if base != folder and not (folder / adapters.WEIGHTS).is_file():
         raise UserError(f"{folder}: holds {adapters.CONFIG} but no {adapters.WEIGHTS}; copy the folder again")
     for path in files + [folder / adapters.WEIGHTS] * (base != folder):
-        for name, tensor in open_weights(path):
+        for name, tensor in open_weights(path).items():
             name = name.removeprefix("_orig_mod.").removeprefix("module.")                # torch.compile's, DDP's
             plain = name.removeprefix(adapters.PREFIX)
             if plain.startswith(HEADS) == head:
@@ -204,7 +191,7 @@ def files_of(index):
 
 
 def open_weights(path):
-    """Yield (name, tensor) of one weight file, or say what is wrong with it in words that help."""
+    """{name: tensor} of one weight file. UserError for what is wrong with it, in words that help."""
     if not path.is_file():
         raise UserError(f"{path}: the index names this file, but it is not there; download it again")
     with open(path, "rb") as file:
@@ -212,20 +199,23 @@ def open_weights(path):
             raise UserError(f"{path}: a git-lfs pointer in place of the weights; run `git lfs pull` in that folder")
     try:
         if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                yield from [(name, file.get_tensor(name)) for name in file.keys()]
-        else:
-            # weights_only: a pickle can run any program. There is no falling back to False.
-            found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-            if not isinstance(found, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in found.values()):
-                raise UserError(f"{path}: holds no table of tensors by name; is it another program's file?")
-            yield from found.items()
-    except UserError:
-        raise
+            return load_file(path)
+        # weights_only: a pickle can run any program. There is no falling back to False.
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError, ValueError, KeyError, IndexError,
             AttributeError, TypeError, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{path}: damaged, or more than tensors in it ({reason}); download it again") from error
+    if not isinstance(found, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in found.values()):
+        raise UserError(f"{path}: holds no table of tensors by name; is it another program's file?")
+    return found
+
+
+def renamed(name, modules):
+    """A tensor's name with each (old, new) of `modules` replaced, in this order."""
+    for old, new in modules:
+        name = name.replace(old, new)
+    return name
 
 
 def fill(model, tensors, folder, dtype):
@@ -244,7 +234,7 @@ def matched(model, tensors, folder):
             raise UserError(f"{folder}: {name} is {tuple(tensor.shape)}, by config.json it is {tuple(p.shape)}")
         yield name, tensor
     if tensors:
-        raise UserError(f"{folder}: the weights hold {min(tensors)}, which a {type(model).__name__} does not have")
+        raise UserError(f"{folder}: the weights hold {min(tensors)}, which {type(model).__name__} does not have")
 
 
 def open_model(model_class, folder):
@@ -296,10 +286,14 @@ def save_model(model, folder, cfg, change=lambda name, tensor: tensor, head=None
 
     write_tensors(folder, {stored: p for stored, (_, p) in parameters.items()} | (head or {}), converted)
     dtype = str(model.wte.weight.dtype).split(".")[-1]
-    write_config(folder, cfg.to_json() | {"architectures": [model.architecture], "dtype": dtype})
+    values = cfg.to_json() | {"architectures": [model.architecture], "dtype": dtype}
+    write_json(Path(folder) / "config.json", values)
+    ends = {name: values[name] for name in ("bos_token_id", "eos_token_id") if name in values}
+    if ends:                                 # a model that writes text
+        write_json(Path(folder) / "generation_config.json", {"_from_model_config": True, **ends})
 
 
-def write_tensors(folder, tensors, converted=lambda stored, tensor: tensor):
+def write_tensors(folder, tensors, converted):
     """Write model.safetensors, or parts of PART_BYTES with an index.
 
     tensors: stored name -> tensor; converted(stored name, tensor) changes it when its part's turn comes.
