@@ -411,9 +411,9 @@ class Tokenizer:
         write_files(self, Path(folder))
 
     @classmethod
-    def load(cls, folder, **kwargs):
+    def load(cls, folder):
         """Read tokenizer.json, or vocab.json and merges.txt."""
-        return cls(**read_files(Path(folder)), **kwargs)
+        return cls(**read_files(Path(folder)))
 
 
 # ---- 5. The commands ----

@@ -18,7 +18,7 @@ from importlib import import_module
 
 import torch
 
-from plumbing.common import UserError, read_object, shown
+from plumbing.common import UserError, read_json, shown
 from plumbing.huggingface import end_ids, file_of, find_folder, is_adapter
 from plumbing.tokenizer_files import is_gpt2s
 from tokenizer import Tokenizer
@@ -78,7 +78,7 @@ def load_model(name_or_folder, dtype=torch.float32):
 def family_of(folder):
     """The class that computes the model in a local folder."""
     path = file_of(folder, "config.json")
-    model_type = read_object(path, "a model's configuration").get("model_type", "gpt2")
+    model_type = read_json(path, "a model's configuration").get("model_type", "gpt2")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise UserError(f"{path}: model_type is {shown(model_type)}; this code computes {', '.join(FAMILIES)}")
     family = load_class(model_type)
@@ -107,9 +107,11 @@ def shape_of(name):
 def load_tokenizer(folder):
     """The tokenizer in a local folder: ours for byte-level BPE like GPT-2's, else that of the tokenizers library."""
     path = folder / "tokenizer.json"
-    if not path.is_file() and not (folder / "vocab.txt").is_file():
-        return Tokenizer.load(folder)
-    if path.is_file() and is_gpt2s(read_object(path, "a tokenizer")):
+    if path.is_file():
+        is_ours = is_gpt2s(read_json(path, "a tokenizer"))
+    else:
+        is_ours = not (folder / "vocab.txt").is_file()
+    if is_ours:
         return Tokenizer.load(folder)
     from baselines.subwords import Subwords
     return Subwords.load(folder)

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from plumbing import adapters
-from plumbing.common import UserError, read_object, shown, write_json, written_whole
+from plumbing.common import UserError, read_json, shown, write_json, written_whole
 
 INDEX = "model.safetensors.index.json"
 HEADS = ("qa_outputs.", "score.")    # of answers/spans.py (transformers' name), of questions/heads.py
@@ -58,7 +58,7 @@ def base_of(folder):
     if not is_adapter(folder):
         return folder
     path = folder / adapters.CONFIG
-    name = read_object(path, "an adapter's settings").get("base_model_name_or_path")
+    name = read_json(path, "an adapter's settings").get("base_model_name_or_path")
     if not isinstance(name, str):
         raise UserError(f"{path}: base_model_name_or_path is {shown(name)}; write there which model the adapter is for")
     try:
@@ -78,7 +78,7 @@ def file_of(folder, *names):
 
 def read_config(path, supported):
     """config.json as a dict. `supported` (name -> values) holds what the caller can compute: UserError for the rest."""
-    values = read_object(path, "a model's configuration")
+    values = read_json(path, "a model's configuration")
     for name, choices in supported.items():
         if values.get(name, choices[0]) not in choices:
             raise UserError(f"{path}: {name} is {values[name]!r}; this code computes {' or '.join(map(repr, choices))}")
@@ -139,7 +139,7 @@ def end_ids(folder):
     """The ids that end a text, as transformers reads them: from generation_config.json, else from config.json."""
     for file in ("generation_config.json", "config.json"):
         path = file_of(Path(folder), file)
-        found = read_object(path, "a model's configuration").get("eos_token_id") if path.is_file() else None
+        found = read_json(path, "a model's configuration").get("eos_token_id") if path.is_file() else None
         ids = found if isinstance(found, list) else [found]
         if found in (None, []):
             continue
@@ -181,7 +181,7 @@ def weight_files(folder):
 
 def files_of(index):
     """The weight files that an index names."""
-    weight_map = read_object(index, "an index of weight files").get("weight_map")
+    weight_map = read_json(index, "an index of weight files").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{index}: weight_map must name the file of each tensor; download it again")
     for file in weight_map.values():             # an index from elsewhere must not reach outside its folder
@@ -250,7 +250,7 @@ def open_model(model_class, folder):
     adapter = None
     if is_adapter(folder):
         path = folder / adapters.CONFIG
-        adapter = adapters.Adapter(path, read_object(path, "an adapter's settings"), added, model_class)
+        adapter = adapters.Adapter(path, read_json(path, "an adapter's settings"), added, model_class)
     if adapter and "wte.weight" in tensors:
         tensors.setdefault("lm_head.weight", tensors["wte.weight"])     # an adapter may replace one of the two alone
         tensors |= adapter.replaced

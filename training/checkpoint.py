@@ -29,7 +29,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.tensor import DTensor
 
-from plumbing.common import UserError, read_object, write_json
+from plumbing.common import UserError, read_json, write_json
 from plumbing.huggingface import write_model_card
 
 NAME = "[0-9]" * 8
@@ -162,7 +162,7 @@ class Checkpoints:
         found = self.agreed_checkpoints()
         for folder in reversed(found):
             try:
-                saved = read_object(folder / "settings.json", "the settings of a checkpoint")
+                saved = read_json(folder / "settings.json", "the settings of a checkpoint")
             except UserError as error:
                 self.say_damaged(folder, error)
                 continue
