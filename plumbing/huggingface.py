@@ -118,20 +118,18 @@ the errors and gaps of its training data, and its scores hold for the test sets 
 
 
 def write_model_card(folder, facts):
-    """Write README.md from what is known: {heading: text, number, list or {name: value}}, in the order to be shown."""
+    """Write README.md from what is known: {heading: text, number or {name: value}}, in the order to be shown."""
     known = "\n".join(f"## {heading}\n\n{described(value)}\n" for heading, value in facts.items()
-                      if value not in (None, {}, []))
+                      if value not in (None, {}))
     text = CARD.format(name=Path(folder).resolve().name, facts=known)
     with written_whole(Path(folder) / "README.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def described(value):
-    """A fact as Markdown: a table for a dict, a bullet list for a list, else the value."""
+    """A fact as Markdown: a table for a dict, else the value."""
     if isinstance(value, dict):
         return "| | |\n|---|---|\n" + "\n".join(f"| {name} | {described(v)} |" for name, v in value.items())
-    if isinstance(value, (list, tuple)):
-        return "\n".join(f"- {item}" for item in value)
     return f"{value:,}" if type(value) is int else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
@@ -275,49 +273,35 @@ def save_model(model, folder, cfg, change=lambda name, tensor: tensor, head=None
 
     head: more tensors by name, such as a classifier's, which are written as they are.
     """
-    parameters = {model.stored_name(name): (name, p) for name, p in model.named_parameters()}
-
-    def converted(stored, tensor):
-        if stored not in parameters:
-            return tensor
-        name = parameters[stored][0]
-        tensor = change(name, tensor)
-        return tensor.t() if name.endswith(model.transposed) else tensor
-
-    write_tensors(folder, {stored: p for stored, (_, p) in parameters.items()} | (head or {}), converted)
-    dtype = str(model.wte.weight.dtype).split(".")[-1]
-    values = cfg.to_json() | {"architectures": [model.architecture], "dtype": dtype}
-    write_json(Path(folder) / "config.json", values)
-    ends = {name: values[name] for name in ("bos_token_id", "eos_token_id") if name in values}
-    if ends:                                 # a model that writes text
-        write_json(Path(folder) / "generation_config.json", {"_from_model_config": True, **ends})
-
-
-def write_tensors(folder, tensors, converted):
-    """Write model.safetensors, or parts of PART_BYTES with an index.
-
-    tensors: stored name -> tensor; converted(stored name, tensor) changes it when its part's turn comes.
-    """
+    from huggingface_hub import split_torch_state_dict_into_shards
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    parts, room = [], 0
-    for name, tensor in tensors.items():
-        if tensor.nbytes > room:
-            parts, room = [*parts, []], max(PART_BYTES, tensor.nbytes)
-        parts[-1].append(name)
-        room -= tensor.nbytes
-    files = ["model.safetensors"] if len(parts) == 1 else [
-        f"model-{i:05d}-of-{len(parts):05d}.safetensors" for i in range(1, len(parts) + 1)]
-    for file, names in zip(files, parts, strict=True):
+    ours = {model.stored_name(name): name for name, _ in model.named_parameters()}
+    tensors = {stored: model.get_parameter(name) for stored, name in ours.items()} | (head or {})
+
+    def converted(stored):
+        tensor = tensors[stored].detach().cpu()
+        if stored not in ours:
+            return tensor
+        tensor = change(ours[stored], tensor)
+        return tensor.t() if ours[stored].endswith(model.transposed) else tensor
+
+    parts = split_torch_state_dict_into_shards(tensors, max_shard_size=PART_BYTES)
+    for file, names in parts.filename_to_tensors.items():
         with written_whole(folder / file) as temporary:
-            save_readable({name: converted(name, tensors[name].detach().cpu()) for name in names}, temporary)
-    if len(parts) > 1:
-        weight_map = {name: file for file, names in zip(files, parts, strict=True) for name in names}
-        total = sum(tensor.nbytes for tensor in tensors.values())
-        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+            save_readable({stored: converted(stored) for stored in names}, temporary)
+    if parts.is_sharded:
+        write_json(folder / INDEX, {"metadata": parts.metadata, "weight_map": parts.tensor_to_filename})
     for stale in folder.glob("model*.safetensors*"):          # an older save in other parts would be read in its place
-        if stale.name not in (*files, INDEX if len(parts) > 1 else None):
+        if stale.name not in (*parts.filename_to_tensors, INDEX if parts.is_sharded else None):
             stale.unlink()
+
+    dtype = str(model.wte.weight.dtype).split(".")[-1]
+    values = cfg.to_json() | {"architectures": [model.architecture], "dtype": dtype}
+    write_json(folder / "config.json", values)
+    ends = {name: values[name] for name in ("bos_token_id", "eos_token_id") if name in values}
+    if ends:                                                  # a model that writes text
+        write_json(folder / "generation_config.json", {"_from_model_config": True, **ends})
 
 
 def save_readable(tensors, path):
