@@ -85,7 +85,8 @@ class Adapter:
     def merged(self, tensors):
         """The base model's tensors by our names, weights as [out, in], with the additions. UserError if they do not fit
         target_modules or the weights."""
-        targeted = {name for name in tensors if name.endswith(".weight") and self.targets(name)}
+        endings = tuple(f".{target}.weight" for target in self.config["target_modules"])
+        targeted = {name for name in tensors if f".{self.stored_name(name)}".endswith(endings)}
         if self.config.get("layers_to_transform") or self.config.get("exclude_modules"):
             targeted &= {*self.additions}
         if differ := targeted ^ {*self.additions}:
@@ -99,10 +100,6 @@ class Adapter:
                 raise UserError(f"{self.path}: the addition to {name} is {found}; by r and the base model it must be "
                                 f"{{'A': {(rank, n_in)}, 'B': {(n_out, rank)}}}")
         return Merged(tensors, {name: (pair["A"], pair["B"]) for name, pair in self.additions.items()}, self.scale)
-
-    def targets(self, name):
-        stem = "." + self.stored_name(name).removesuffix(".weight")
-        return any(stem.endswith(f".{target}") for target in self.config["target_modules"])
 
 
 def scale_of(path, config):

@@ -18,6 +18,7 @@ import zlib
 from contextlib import contextmanager
 from dataclasses import asdict, field, fields
 from pathlib import Path
+from reprlib import repr as shown  # of a long value its beginning and end, for an error message on one line
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -183,12 +184,6 @@ def read_json(path, what, kind=dict):
     if not isinstance(value, kind):
         raise UserError(f"{path}: {what} was expected, but it is no JSON object: {shown(value)}")
     return value
-
-
-def shown(value):
-    """The beginning of a value, for an error message on one line."""
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def read_json_lines(path, what, wrote, make):

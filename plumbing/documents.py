@@ -119,12 +119,11 @@ def records(path):
 
 def blocks(file, unpack):
     """The contents of an open file in pieces; `unpack` makes a decompressor, or is None."""
+    if file.read(len(LFS_POINTER)) == LFS_POINTER:
+        raise Unreadable("git-lfs pointer instead of the file (run `git lfs pull`)")
+    file.seek(0)
     unpacker = unpack and unpack()
-    first = True
     while block := file.read(BLOCK):
-        if first and block.startswith(LFS_POINTER):
-            raise Unreadable("git-lfs pointer instead of the file (run `git lfs pull`)")
-        first = False
         while block and unpacker:
             if unpacker.eof:                                     # a file may be several streams, end to end
                 unpacker = unpack()
@@ -156,10 +155,8 @@ def whole_file(pieces):
 
 ARTICLE = re.compile(rb"<(?:PubmedArticle|PubmedBookArticle|article)[\s>]")
 ARTICLE_END = re.compile(rb"</(?:PubmedArticle|PubmedBookArticle|article)>")
-ENCODING = re.compile(rb"<\?xml[^>]*encoding=[\"'](?!utf-?8|us-ascii)([^\"']*)", re.I)
-
-
 LONGEST_TAG = len("</PubmedBookArticle>")
+ENCODING = re.compile(rb"<\?xml[^>]*encoding=[\"'](?!utf-?8|us-ascii)([^\"']*)", re.I)
 
 
 def articles(pieces):
@@ -197,7 +194,6 @@ SPLIT = {"jsonl": ("json", lines), "txt": ("text", whole_file), "xml": ("xml", a
 
 
 # ---- Raw records to text ----
-
 
 def parse(record):
     if isinstance(record, Bad):
