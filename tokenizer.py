@@ -294,7 +294,6 @@ class Tokenizer:
         self.bytes_of = {i: bytes([byte]) for i, byte in enumerate(BYTES)}               # id -> its bytes
         for i, (a, b) in enumerate(self.merges):
             self.bytes_of[256 + i] = self.bytes_of[ord(a)] + self.bytes_of[ord(b)]
-        self.ranks = {token: i for i, token in self.bytes_of.items()}                    # bytes -> id, without specials
         self.size = len(self.bytes_of)                                                   # the largest id + 1
         self.pieces = Remember(self._encode_piece, remember)
         self.words = Remember(self._encode_word, remember)
@@ -404,7 +403,8 @@ class Tokenizer:
         if any(apply_merges(symbols(self.bytes_of[256 + i]), self.merged, self.merges) != chr(256 + i)
                for i in range(len(self.merges))):
             raise UserError("tiktoken would give other ids: this vocabulary has merges that it cannot follow")
-        return tiktoken.Encoding("BPE", pat_str=PATTERN, mergeable_ranks=self.ranks, special_tokens=self.specials)
+        ranks = {self.bytes_of[i]: i for i in range(256 + len(self.merges))}
+        return tiktoken.Encoding("BPE", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=self.specials)
 
     def save(self, folder):
         """Write tokenizer.json, tokenizer_config.json, vocab.json and merges.txt, which most other libraries read."""

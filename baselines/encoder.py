@@ -59,7 +59,7 @@ MODULES = {
                ("h.", "encoder.albert_layer_groups."), ("attn.", "albert_layers.0.attention."),
                ("ln_1.", "albert_layers.0.attention.LayerNorm."), ("mlp.c_fc.", "albert_layers.0.ffn."),
                ("mlp.dense.", "albert_layers.0.ffn_output."), ("ln_2.", "albert_layers.0.full_layer_layer_norm."))}
-# The same for the head for masked tokens; and the prefix of copies of the embedding and of the head's bias.
+# The same for the head for masked tokens; and where some folders have the embedding and the head's bias once more.
 HEADS = {
     "bert": (("lm_head.dense", "cls.predictions.transform.dense"),
              ("lm_head.ln_f", "cls.predictions.transform.LayerNorm"), ("lm_head.bias", "cls.predictions.bias")),
@@ -67,7 +67,6 @@ HEADS = {
                 ("lm_head.ln_f", "generator_predictions.LayerNorm"), ("lm_head.bias", "generator_lm_head.bias")),
     "albert": (("lm_head.", "predictions."), ("ln_f", "LayerNorm"))}
 COPIES = {"bert": "cls.predictions.decoder.", "electra": "generator_lm_head.", "albert": "predictions.decoder."}
-WORDS = "embeddings.word_embeddings.weight"
 # Prefixes of tensors that are not read: heads of other tasks, and buffers.
 NOT_READ = ("pooler.", "cls.seq_relationship.", "discriminator_predictions.", "sop_classifier.",
          "classifier.", "sequence_summary.", "embeddings.position_ids", "embeddings.token_type_ids")
@@ -202,7 +201,7 @@ class Encoder(nn.Module):
         self.wte, self.wpe, self.wtt = (nn.Embedding(n, E) for n in (cfg.vocab_size, cfg.n_positions, cfg.n_types))
         self.ln_embd, self.drop = nn.LayerNorm(E, cfg.layer_norm_epsilon), nn.Dropout(cfg.resid_pdrop)
         projects = cfg.model_type == "albert" or E != cfg.n_embd
-        self.project = nn.Linear(E, cfg.n_embd) if projects else None
+        self.project = nn.Linear(E, cfg.n_embd) if projects else nn.Identity()
         self.h = nn.ModuleList(Block(cfg) for _ in range(cfg.groups))
         self.lm_head = MaskedHead(cfg) if cfg.masked_head else None
         if not self.wte.weight.is_meta:
@@ -224,8 +223,8 @@ class Encoder(nn.Module):
         """
         visible_BTS, position_BT = GPT.places(self, ids_BT, None, None, visible_BTS, position_BT)
         type_BT = torch.zeros_like(ids_BT) if type_BT is None else type_BT
-        x_BTD = self.drop(self.ln_embd(self.wte(ids_BT) + self.wtt(type_BT) + self.wpe(position_BT)))
-        x_BTD = self.project(x_BTD) if self.project else x_BTD
+        x_BTE = self.drop(self.ln_embd(self.wte(ids_BT) + self.wtt(type_BT) + self.wpe(position_BT)))
+        x_BTD = self.project(x_BTE)
         for layer in range(self.cfg.n_layer):
             x_BTD = self.h[layer * len(self.h) // self.cfg.n_layer](x_BTD, visible_BTS)
         return x_BTD
@@ -253,22 +252,22 @@ class Encoder(nn.Module):
         folder = find_folder(name_or_folder)
         cfg = EncoderConfig.from_json(folder / "config.json")
         family = cfg.model_type
-        tensors = {plain(name, family): tensor for name, tensor in read_tensors(folder)}
-        rows = len(tensors.get(WORDS, ()))                         # more than in config.json if tokens were added
-        has_head = renamed("lm_head.dense.weight", HEADS[family]) in tensors
+        stored = {plain(name, family): tensor for name, tensor in read_tensors(folder)}
+        rows = len(stored.get("embeddings.word_embeddings.weight", ()))    # more than in config.json if some were added
+        has_head = renamed("lm_head.dense.weight", HEADS[family]) in stored
         with torch.device("meta"):
             model = cls(replace(cfg, vocab_size=max(cfg.vocab_size, rows), masked_head=has_head))
 
-        # Embedding and bias may be stored a second time under other names. These copies must be equal.
-        bias = renamed("lm_head.bias", HEADS[family])
-        for original, copy in ((WORDS, COPIES[family] + "weight"), (bias, COPIES[family] + "bias")):
-            twin = tensors.pop(copy, None) if copy != original else None
-            if twin is not None and original in tensors and not torch.equal(twin, tensors[original]):
-                raise UserError(f"{folder}: {copy} differs from {original}, to which this model ties it")
-
         ours = {plain(model.stored_name(name), family): name for name, _ in model.named_parameters()}
-        fill(model, {ours.get(name, name): tensor for name, tensor in tensors.items() if not name.startswith(NOT_READ)},
-             folder, dtype)
+        ours |= {COPIES[family] + "weight": "wte.weight", COPIES[family] + "bias": "lm_head.bias"}
+        tensors = {}
+        for name, tensor in stored.items():
+            name = ours.get(name, name)
+            if name in tensors and not torch.equal(tensors[name], tensor):
+                raise UserError(f"{folder}: holds two different {name}, which this model ties")
+            if not name.startswith(NOT_READ):
+                tensors[name] = tensor
+        fill(model, tensors, folder, dtype)
         return model.eval()
 
     @property
