@@ -14,7 +14,7 @@ a model and its tokenizer with `load`.
 
 Not here: what a family computes (its file), how folders are read (plumbing/huggingface.py).
 """
-from importlib import import_module
+from pkgutil import resolve_name
 
 import torch
 
@@ -23,13 +23,13 @@ from plumbing.huggingface import end_ids, file_of, find_folder, is_adapter
 from plumbing.tokenizer_files import is_gpt2s
 from tokenizer import Tokenizer
 
-FAMILIES = {                                # model_type -> (module, class)
-    "gpt2": ("model", "GPT"),
-    "gpt_neo": ("baselines.gpt_neo", "GPTNeo"),
-    "llama": ("baselines.llama", "Llama"),
-    "bert": ("baselines.encoder", "Encoder"),
-    "electra": ("baselines.encoder", "Encoder"),
-    "albert": ("baselines.encoder", "Encoder"),
+FAMILIES = {                                # model_type -> module:class
+    "gpt2": "model:GPT",
+    "gpt_neo": "baselines.gpt_neo:GPTNeo",
+    "llama": "baselines.llama:Llama",
+    "bert": "baselines.encoder:Encoder",
+    "electra": "baselines.encoder:Encoder",
+    "albert": "baselines.encoder:Encoder",
 }
 
 # Models whose shape is the default of their family, and known without a download.
@@ -81,21 +81,16 @@ def family_of(folder):
     model_type = read_json(path, "a model's configuration").get("model_type", "gpt2")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise UserError(f"{path}: model_type is {shown(model_type)}; this code computes {', '.join(FAMILIES)}")
-    family = load_class(model_type)
+    family = resolve_name(FAMILIES[model_type])
     if is_adapter(folder) and not family.causal:
         raise UserError(f"{folder}: an adapter for an encoder; only those for causal models are read here")
     return family
 
 
-def load_class(model_type):
-    module, name = FAMILIES[model_type]
-    return getattr(import_module(module), name)
-
-
 def shape_of(name):
     """(class, configuration) of a causal model without its weights, for launch/."""
     if name in DEFAULTS:
-        family = load_class(DEFAULTS[name])
+        family = resolve_name(FAMILIES[DEFAULTS[name]])
         return family, family.config_class()
     folder = find_folder(name, ["config.json"])
     family = family_of(folder)

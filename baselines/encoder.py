@@ -247,8 +247,7 @@ class Encoder(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name_or_folder, dtype=torch.float32):
-        """Read an encoder from a local folder or the Hugging Face hub, in evaluation mode, with its head for masked
-        tokens if there is one. UserError for a folder without such a model, and for unknown tensors."""
+        """Like GPT.from_pretrained; with the head for masked tokens if the folder has one."""
         folder = find_folder(name_or_folder)
         cfg = EncoderConfig.from_json(folder / "config.json")
         family = cfg.model_type

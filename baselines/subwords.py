@@ -32,7 +32,8 @@ class Subwords:
 
     def __init__(self, library, settings=None):
         self.library, self.settings = library, settings or {}     # settings: tokenizer_config.json
-        library.no_truncation(), library.no_padding()
+        library.no_truncation()
+        library.no_padding()
         library.encode_special_tokens = True                      # "</s>" in a text is four characters, not a token
         plain, framed = (library.encode("a", add_special_tokens=frame) for frame in (False, True))
         self.spaced = plain.tokens[0].startswith("▁")

@@ -1,11 +1,8 @@
 """Files of biomedical text to documents, one after the other, for every format.
 
-    from plumbing.documents import Bad, documents
+    from plumbing.documents import documents
     for text in documents("pubmed26n0001.xml.gz"):     # in order; one document in memory, not the file
-        if isinstance(text, Bad):
-            print(text.where, text.reason)             # a line or article that cannot be read; the rest follows
-        else:
-            ...                                        # a str; empty for a blank line or an article without abstract
+        ...     # a str, empty for a blank line or an article without abstract; or a Bad: what cannot be read, and why
 
 Teaches what goes wrong in real files: they end too early, have a broken line, or are not in the format of their name.
 Reads .jsonl (one {"text": ...} per line, as in The Pile), .txt (one document), .xml of PubMed (title and abstract) and
@@ -51,7 +48,7 @@ class Record(NamedTuple):
 
 
 def documents(path):
-    """The documents of a file in order: each item is a text (str, perhaps empty) or a Bad."""
+    """The documents of a file, in order."""
     return map(parse, records(Path(path)))
 
 
@@ -111,10 +108,9 @@ def records(path):
             for line, raw in split(blocks(file, UNPACK.get((form[2] or "").lower()))):
                 yield Record(f"{path}:{line}", kind, raw, file.tell())
                 seen += 1
-    except Unreadable as error:
-        yield Bad(str(path), str(error), weight=max(1, seen))    # as much again may be missing
-    except (OSError, zlib.error, zstandard.ZstdError) as error:
-        yield Bad(str(path), f"broken file ({error})", weight=max(1, seen))
+    except (Unreadable, OSError, zlib.error, zstandard.ZstdError) as error:
+        reason = str(error) if isinstance(error, Unreadable) else f"broken file ({error})"
+        yield Bad(str(path), reason, weight=max(1, seen))        # as much again may be missing
 
 
 def blocks(file, unpack):

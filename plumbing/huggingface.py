@@ -138,9 +138,9 @@ def end_ids(folder):
     for file in ("generation_config.json", "config.json"):
         path = file_of(Path(folder), file)
         found = read_json(path, "a model's configuration").get("eos_token_id") if path.is_file() else None
-        ids = found if isinstance(found, list) else [found]
         if found in (None, []):
             continue
+        ids = found if isinstance(found, list) else [found]
         if any(type(i) is not int for i in ids):
             raise UserError(f"{path}: eos_token_id is {shown(found)}; it must be a token's number or a list of them")
         return ids
@@ -245,10 +245,7 @@ def open_model(model_class, folder):
     added = {name: stored.pop(name) for name in [*stored] if name.startswith(adapters.PREFIX)}
     tensors = {model_class.our_name(name): tensor for name, tensor in stored.items()}
     tensors.pop(None, None)
-    adapter = None
-    if is_adapter(folder):
-        path = folder / adapters.CONFIG
-        adapter = adapters.Adapter(path, read_json(path, "an adapter's settings"), added, model_class)
+    adapter = adapters.Adapter(folder, added, model_class) if is_adapter(folder) else None
     if adapter and "wte.weight" in tensors:
         tensors.setdefault("lm_head.weight", tensors["wte.weight"])     # an adapter may replace one of the two alone
         tensors |= adapter.replaced
