@@ -174,12 +174,10 @@ def read_text(path, wanted):
 
 def read_json(path, what, kind=dict):
     """The JSON object in `path`, or value of another `kind`. UserError that says what the file should have been."""
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; {what} was expected there")
+    text = read_text(Path(path), f"{what} was expected there")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:       # not JSON, not UTF-8, a number of 5,000 digits; or too deep
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:       # not JSON, a number of 5,000 digits; or too deep
         raise UserError(f"{path}: {what} was expected, but it is not JSON ({error})") from error
     if not isinstance(value, kind):
         raise UserError(f"{path}: {what} was expected, but it is no JSON object: {shown(value)}")
