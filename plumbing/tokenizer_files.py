@@ -90,6 +90,7 @@ def read_files(folder):
                             "transformers and save it again, which writes one")
     else:
         raise UserError(f"{folder}: no tokenizer.json and no merges.txt in it; `python tokenizer.py train` writes both")
+
     known, merges = {token: chr(i) for i, token in enumerate(SHOWN)}, []
     for number, pair in enumerate(pairs, 1):
         try:
@@ -100,6 +101,7 @@ def read_files(folder):
                             "whole, and byte-level BPE?") from None
         if known.setdefault(a + b, new := chr(255 + len(merges))) != new:
             raise UserError(f"{source}: merge {number}, {pair!r}, makes a token that exists already")
+
     eos = names.get("eos_token")
     specials = check_vocabulary(source, known, vocab, specials, eos)
     if eos not in specials:
