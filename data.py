@@ -16,7 +16,7 @@ from zlib import crc32
 import numpy as np
 import torch
 
-from plumbing.common import UserError, read_object, written_whole
+from plumbing.common import UserError, read_json, written_whole
 
 # ---- Shards ----
 
@@ -130,7 +130,7 @@ class Corpus:
 def read_meta(folder):
     """meta.json of a folder of shards (vocab_size, eos_id, counts of each split); {} if there is none."""
     path = Path(folder) / "meta.json"
-    return read_object(path, "the description of the shards by prepare/") if path.is_file() else {}
+    return read_json(path, "the description of the shards by prepare/") if path.is_file() else {}
 
 
 def document_starts(ids_BT, eos_id):

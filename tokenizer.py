@@ -236,8 +236,8 @@ def apply_merges_to_long(word, merged):
     Positions wait in one bucket for each symbol they can become; the buckets are emptied from the earliest symbol on. A
     merge only ever fills later buckets, as a symbol is learned before the pairs that contain it.
     """
-    symbol, before, after = [*word, ""], list(range(-1, len(word))), list(range(1, len(word) + 1))
-    buckets = defaultdict(list)                                  # the "" at the end is its own neighbour on both sides
+    symbol, before, after = [*word, ""], list(range(-1, len(word))), list(range(1, len(word) + 1))     # "": the ends
+    buckets = defaultdict(list)
     for i, pair in enumerate(map(add, word, word[1:])):
         if pair in merged:
             buckets[merged[pair]].append(i)
@@ -245,13 +245,13 @@ def apply_merges_to_long(word, merged):
     while queue:
         new = heapq.heappop(queue)
         for i in sorted(buckets.pop(new)):                       # from the left, for pairs that overlap: a a a
-            j = after[i] if symbol[i] else i                     # a symbol that was merged away is ""
-            if merged.get(symbol[i] + symbol[j]) != new:
+            j = after[i]
+            if merged.get(symbol[i] + symbol[j]) != new:         # a symbol that was merged away is ""
                 continue
             symbol[i], symbol[j] = new, ""
             after[i], before[after[j]] = after[j], i
-            for k, pair in ((before[i], symbol[before[i]] + new), (i, new + symbol[after[i]])):
-                later = merged.get(pair)
+            for k in (before[i], i):
+                later = merged.get(symbol[k] + symbol[after[k]])
                 if later:
                     if later not in buckets:
                         heapq.heappush(queue, later)
@@ -285,8 +285,7 @@ class Tokenizer:
     ('cell cells', 262, {'<|endoftext|>': 261, '[SEP]': 262})
     """
 
-    front = back = ()       # ids that a model needs before and after a text: none here; Llama's <s> in baselines/
-
+    front = ()              # ids that a model needs before a text: none here; Llama's <s> in baselines/
     rows = 0                # of the embedding, if there are more than tokens
 
     def __init__(self, merges, specials=None, remember=1 << 19, eos=EOS):
@@ -295,7 +294,6 @@ class Tokenizer:
         self.bytes_of = {i: bytes([byte]) for i, byte in enumerate(BYTES)}               # id -> its bytes
         for i, (a, b) in enumerate(self.merges):
             self.bytes_of[256 + i] = self.bytes_of[ord(a)] + self.bytes_of[ord(b)]
-        self.ranks = {token: i for i, token in self.bytes_of.items()}                    # bytes -> id, without specials
         self.size = len(self.bytes_of)                                                   # the largest id + 1
         self.pieces = Remember(self._encode_piece, remember)
         self.words = Remember(self._encode_word, remember)
@@ -405,27 +403,27 @@ class Tokenizer:
         if any(apply_merges(symbols(self.bytes_of[256 + i]), self.merged, self.merges) != chr(256 + i)
                for i in range(len(self.merges))):
             raise UserError("tiktoken would give other ids: this vocabulary has merges that it cannot follow")
-        return tiktoken.Encoding("BPE", pat_str=PATTERN, mergeable_ranks=self.ranks, special_tokens=self.specials)
+        ranks = {self.bytes_of[i]: i for i in range(256 + len(self.merges))}
+        return tiktoken.Encoding("BPE", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=self.specials)
 
     def save(self, folder):
         """Write tokenizer.json, tokenizer_config.json, vocab.json and merges.txt, which most other libraries read."""
         write_files(self, Path(folder))
 
     @classmethod
-    def load(cls, folder, **kwargs):
+    def load(cls, folder):
         """Read tokenizer.json, or vocab.json and merges.txt."""
-        return cls(**read_files(Path(folder)), **kwargs)
+        return cls(**read_files(Path(folder)))
 
 
 # ---- 5. The commands ----
 
-
 def count_files(paths):
     from plumbing.documents import texts_in  # needs zstandard, which sampling and training do not
-    counts = Counter()
-    for path in [p for p in paths if p.name.endswith(".counts.json")]:
+    counted = [path for path in paths if path.name.endswith(".counts.json")]
+    counts = count_pieces(texts_in(path for path in paths if path not in counted))
+    for path in counted:
         counts.update(read_ids(path))
-    counts.update(count_pieces(texts_in(p for p in paths if not p.name.endswith(".counts.json"))))
     if not counts:
         raise UserError("--inputs: these files hold no text; see plumbing/documents.py for the formats")
     print(f"{sum(counts.values()):,} pieces, {len(counts):,} distinct")

@@ -42,7 +42,7 @@ def read_squad(path):
     another offset than the file says, and how many are not in their context."""
     items, count = [], {"answers": 0, "moved": 0, "absent": 0}
     try:
-        for article in read_json(path, "a file in SQuAD's format")["data"]:
+        for article in read_json(path, "a file in SQuAD's format", kind=object)["data"]:
             for paragraph in article["paragraphs"]:
                 context = well_formed(paragraph["context"])
                 for qa in paragraph["qas"]:

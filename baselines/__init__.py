@@ -14,22 +14,22 @@ a model and its tokenizer with `load`.
 
 Not here: what a family computes (its file), how folders are read (plumbing/huggingface.py).
 """
-from importlib import import_module
+from pkgutil import resolve_name
 
 import torch
 
-from plumbing.common import UserError, read_object, shown
+from plumbing.common import UserError, read_json, shown
 from plumbing.huggingface import end_ids, file_of, find_folder, is_adapter
 from plumbing.tokenizer_files import is_gpt2s
 from tokenizer import Tokenizer
 
-FAMILIES = {                                # model_type -> (module, class)
-    "gpt2": ("model", "GPT"),
-    "gpt_neo": ("baselines.gpt_neo", "GPTNeo"),
-    "llama": ("baselines.llama", "Llama"),
-    "bert": ("baselines.encoder", "Encoder"),
-    "electra": ("baselines.encoder", "Encoder"),
-    "albert": ("baselines.encoder", "Encoder"),
+FAMILIES = {                                # model_type -> module:class
+    "gpt2": "model:GPT",
+    "gpt_neo": "baselines.gpt_neo:GPTNeo",
+    "llama": "baselines.llama:Llama",
+    "bert": "baselines.encoder:Encoder",
+    "electra": "baselines.encoder:Encoder",
+    "albert": "baselines.encoder:Encoder",
 }
 
 # Models whose shape is the default of their family, and known without a download.
@@ -78,24 +78,19 @@ def load_model(name_or_folder, dtype=torch.float32):
 def family_of(folder):
     """The class that computes the model in a local folder."""
     path = file_of(folder, "config.json")
-    model_type = read_object(path, "a model's configuration").get("model_type", "gpt2")
+    model_type = read_json(path, "a model's configuration").get("model_type", "gpt2")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise UserError(f"{path}: model_type is {shown(model_type)}; this code computes {', '.join(FAMILIES)}")
-    family = load_class(model_type)
+    family = resolve_name(FAMILIES[model_type])
     if is_adapter(folder) and not family.causal:
         raise UserError(f"{folder}: an adapter for an encoder; only those for causal models are read here")
     return family
 
 
-def load_class(model_type):
-    module, name = FAMILIES[model_type]
-    return getattr(import_module(module), name)
-
-
 def shape_of(name):
     """(class, configuration) of a causal model without its weights, for launch/."""
     if name in DEFAULTS:
-        family = load_class(DEFAULTS[name])
+        family = resolve_name(FAMILIES[DEFAULTS[name]])
         return family, family.config_class()
     folder = find_folder(name, ["config.json"])
     family = family_of(folder)
@@ -107,9 +102,11 @@ def shape_of(name):
 def load_tokenizer(folder):
     """The tokenizer in a local folder: ours for byte-level BPE like GPT-2's, else that of the tokenizers library."""
     path = folder / "tokenizer.json"
-    if not path.is_file() and not (folder / "vocab.txt").is_file():
-        return Tokenizer.load(folder)
-    if path.is_file() and is_gpt2s(read_object(path, "a tokenizer")):
+    if path.is_file():
+        is_ours = is_gpt2s(read_json(path, "a tokenizer"))
+    else:
+        is_ours = not (folder / "vocab.txt").is_file()
+    if is_ours:
         return Tokenizer.load(folder)
     from baselines.subwords import Subwords
     return Subwords.load(folder)

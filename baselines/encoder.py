@@ -26,14 +26,15 @@ from torch.utils.checkpoint import checkpoint
 
 from model import GPT
 from plumbing.common import UserError
-from plumbing.huggingface import fill, find_folder, read_config, read_tensors, write_config, write_tensors
+from plumbing.huggingface import fill, find_folder, read_config, read_shape, read_tensors, renamed, save_model
 
 # Names of settings here and in config.json; and each family's values of settings that are missing there.
-NAMES = dict(vocab_size="vocab_size", n_positions="max_position_embeddings", n_embd="hidden_size",
-             n_layer="num_hidden_layers", n_head="num_attention_heads", n_inner="intermediate_size",
-             n_types="type_vocab_size", activation="hidden_act", layer_norm_epsilon="layer_norm_eps",
-             initializer_range="initializer_range", resid_pdrop="hidden_dropout_prob",
-             attn_pdrop="attention_probs_dropout_prob", embd_width="embedding_size", n_groups="num_hidden_groups")
+NAMES = dict(model_type="model_type", vocab_size="vocab_size", n_positions="max_position_embeddings",
+             n_embd="hidden_size", n_layer="num_hidden_layers", n_head="num_attention_heads",
+             n_inner="intermediate_size", n_types="type_vocab_size", activation="hidden_act",
+             layer_norm_epsilon="layer_norm_eps", initializer_range="initializer_range",
+             resid_pdrop="hidden_dropout_prob", attn_pdrop="attention_probs_dropout_prob",
+             embd_width="embedding_size", n_groups="num_hidden_groups")
 HF_DEFAULTS = {
     "bert": {},
     "electra": dict(embedding_size=128, hidden_size=256, num_attention_heads=4, intermediate_size=1024),
@@ -45,27 +46,27 @@ FIXED = dict(model_type=("bert", "electra", "albert"), position_embedding_type=(
              hidden_act=("gelu", "gelu_new", "gelu_python", "gelu_pytorch_tanh"))
 TANH = ("gelu_new", "gelu_pytorch_tanh")
 
-# Names of modules here and in checkpoints. {} is the number of the layer, or of ALBERT's group of layers.
-EMBEDDINGS = {"wte": "embeddings.word_embeddings", "wpe": "embeddings.position_embeddings",
-              "wtt": "embeddings.token_type_embeddings", "ln_embd": "embeddings.LayerNorm"}
-BERT_LAYER = {"attn.query": "attention.self.query", "attn.key": "attention.self.key",
-              "attn.value": "attention.self.value", "attn.dense": "attention.output.dense",
-              "ln_1": "attention.output.LayerNorm", "mlp.c_fc": "intermediate.dense", "mlp.dense": "output.dense",
-              "ln_2": "output.LayerNorm"}
-ALBERT_LAYER = {"attn.query": "attention.query", "attn.key": "attention.key", "attn.value": "attention.value",
-                "attn.dense": "attention.dense", "ln_1": "attention.LayerNorm", "mlp.c_fc": "ffn",
-                "mlp.dense": "ffn_output", "ln_2": "full_layer_layer_norm"}
-PROJECT = {"bert": {}, "electra": {"project": "embeddings_project"},
-           "albert": {"project": "encoder.embedding_hidden_mapping_in"}}
-LAYER = {"bert": "encoder.layer.{}.", "electra": "encoder.layer.{}.",
-         "albert": "encoder.albert_layer_groups.{}.albert_layers.0."}
-# The head for masked tokens: its dense layer, its LayerNorm, its bias, and the prefix of copies of embedding and bias.
-MASKED = {
-    "bert": ("cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm", "cls.predictions.bias",
-             "cls.predictions.decoder."),
-    "electra": ("generator_predictions.dense", "generator_predictions.LayerNorm", "generator_lm_head.bias",
-                "generator_lm_head."),
-    "albert": ("predictions.dense", "predictions.LayerNorm", "predictions.bias", "predictions.decoder.")}
+# Names of modules here and in checkpoints. They are replaced in this order; no replacement may contain a later name.
+EMBEDDINGS = (("wte.", "embeddings.word_embeddings."), ("wpe.", "embeddings.position_embeddings."),
+              ("wtt.", "embeddings.token_type_embeddings."), ("ln_embd.", "embeddings.LayerNorm."))
+BERT_LAYERS = (("h.", "encoder.layer."), ("attn.dense.", "attention.output.dense."), ("attn.", "attention.self."),
+               ("ln_1.", "attention.output.LayerNorm."), ("mlp.c_fc.", "intermediate.dense."),
+               ("mlp.dense.", "output.dense."), ("ln_2.", "output.LayerNorm."))
+MODULES = {
+    "bert": (*EMBEDDINGS, *BERT_LAYERS),
+    "electra": (*EMBEDDINGS, ("project.", "embeddings_project."), *BERT_LAYERS),
+    "albert": (*EMBEDDINGS, ("project.", "encoder.embedding_hidden_mapping_in."),
+               ("h.", "encoder.albert_layer_groups."), ("attn.", "albert_layers.0.attention."),
+               ("ln_1.", "albert_layers.0.attention.LayerNorm."), ("mlp.c_fc.", "albert_layers.0.ffn."),
+               ("mlp.dense.", "albert_layers.0.ffn_output."), ("ln_2.", "albert_layers.0.full_layer_layer_norm."))}
+# The same for the head for masked tokens; and where some folders have the embedding and the head's bias once more.
+HEADS = {
+    "bert": (("lm_head.dense", "cls.predictions.transform.dense"),
+             ("lm_head.ln_f", "cls.predictions.transform.LayerNorm"), ("lm_head.bias", "cls.predictions.bias")),
+    "electra": (("lm_head.dense", "generator_predictions.dense"),
+                ("lm_head.ln_f", "generator_predictions.LayerNorm"), ("lm_head.bias", "generator_lm_head.bias")),
+    "albert": (("lm_head.", "predictions."), ("ln_f", "LayerNorm"))}
+COPIES = {"bert": "cls.predictions.decoder.", "electra": "generator_lm_head.", "albert": "predictions.decoder."}
 # Prefixes of tensors that are not read: heads of other tasks, and buffers.
 NOT_READ = ("pooler.", "cls.seq_relationship.", "discriminator_predictions.", "sop_classifier.",
          "classifier.", "sequence_summary.", "embeddings.position_ids", "embeddings.token_type_ids")
@@ -112,18 +113,19 @@ class EncoderConfig:
     def groups(self):
         return (self.n_groups or 1) if self.model_type == "albert" else self.n_layer
 
-    @classmethod
-    def from_json(cls, path):
-        """Read Hugging Face's config.json. UserError for a model that this file would compute wrongly."""
-        values = read_config(path, FIXED)
-        values = HF_DEFAULTS[values.get("model_type", "bert")] | values
-        own = {name: values[theirs] for name, theirs in NAMES.items() if theirs in values}
-        cfg = cls(values.get("model_type", "bert"), **own)
-        try:
-            cfg.check()
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from error
-        return cfg
+    from_json = classmethod(read_shape)           # EncoderConfig.from_json(path of a config.json)
+
+    @staticmethod
+    def read(path):
+        stored = {"model_type": "bert"} | read_config(path, FIXED)
+        stored = HF_DEFAULTS[stored["model_type"]] | stored
+        return {ours: stored[theirs] for ours, theirs in NAMES.items() if theirs in stored}
+
+    def to_json(self):
+        values = asdict(self) | {"embd_width": self.width, "n_groups": self.groups}
+        absent = {"bert": ("embd_width", "n_groups"), "electra": ("n_groups",), "albert": ()}[self.model_type]
+        return {name: values[0] for name, values in FIXED.items()} | {
+            theirs: values[ours] for ours, theirs in NAMES.items() if ours not in absent}
 
 
 class Attention(nn.Module):
@@ -190,6 +192,7 @@ class Encoder(nn.Module):
     share one low-rank addition, as they share the weights, and they are all recomputed or none is."""
 
     causal = False               # every token sees all others
+    transposed = ()              # weights are stored as [out, in]
 
     def __init__(self, cfg):
         super().__init__()
@@ -198,7 +201,7 @@ class Encoder(nn.Module):
         self.wte, self.wpe, self.wtt = (nn.Embedding(n, E) for n in (cfg.vocab_size, cfg.n_positions, cfg.n_types))
         self.ln_embd, self.drop = nn.LayerNorm(E, cfg.layer_norm_epsilon), nn.Dropout(cfg.resid_pdrop)
         projects = cfg.model_type == "albert" or E != cfg.n_embd
-        self.project = nn.Linear(E, cfg.n_embd) if projects else None
+        self.project = nn.Linear(E, cfg.n_embd) if projects else nn.Identity()
         self.h = nn.ModuleList(Block(cfg) for _ in range(cfg.groups))
         self.lm_head = MaskedHead(cfg) if cfg.masked_head else None
         if not self.wte.weight.is_meta:
@@ -218,14 +221,10 @@ class Encoder(nn.Module):
         visible_BTS    bool, or of shape [B, 1, S]: which keys a query sees; None is all. Must hide padding
         position_BT    int64: the positions of the tokens, if they are not 0, 1, 2 ...
         """
-        if position_BT is None:
-            if ids_BT.shape[1] > self.cfg.n_positions:
-                raise UserError(f"{ids_BT.shape[1]} tokens, but this model has {self.cfg.n_positions} positions; "
-                                "shorten the text")
-            position_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device)
+        visible_BTS, position_BT = GPT.places(self, ids_BT, None, None, visible_BTS, position_BT)
         type_BT = torch.zeros_like(ids_BT) if type_BT is None else type_BT
-        x_BTD = self.drop(self.ln_embd(self.wte(ids_BT) + self.wtt(type_BT) + self.wpe(position_BT)))
-        x_BTD = self.project(x_BTD) if self.project else x_BTD
+        x_BTE = self.drop(self.ln_embd(self.wte(ids_BT) + self.wtt(type_BT) + self.wpe(position_BT)))
+        x_BTD = self.project(x_BTE)
         for layer in range(self.cfg.n_layer):
             x_BTD = self.h[layer * len(self.h) // self.cfg.n_layer](x_BTD, visible_BTS)
         return x_BTD
@@ -239,58 +238,46 @@ class Encoder(nn.Module):
     def forward(self, ids_BT):
         return self.logits(self.hidden(ids_BT))
 
-    def stored_names(self):
-        """{name of a parameter here: its name in the family's checkpoints}."""
+    def stored_name(self, name):
+        """The name of a parameter in the family's checkpoints."""
         family = self.cfg.model_type
-        layer = ALBERT_LAYER if family == "albert" else BERT_LAYER
-        dense, ln, bias, _ = MASKED[family]
-        stems = {ours: f"{family}.{theirs}" for ours, theirs in (EMBEDDINGS | PROJECT[family]).items()}
-        stems |= {f"h.{i}.{ours}": f"{family}.{LAYER[family].format(i)}{theirs}" for i in range(len(self.h))
-                  for ours, theirs in layer.items()} | {"lm_head.dense": dense, "lm_head.ln_f": ln}
-        return {name: bias if name == "lm_head.bias" else f"{stems[stem]}.{kind}" for name, _ in self.named_parameters()
-                for stem, _, kind in [name.rpartition(".")]}
+        if name.startswith("lm_head."):
+            return renamed(name, HEADS[family])
+        return f"{family}.{renamed(name, MODULES[family])}"
 
     @classmethod
     def from_pretrained(cls, name_or_folder, dtype=torch.float32):
-        """Read an encoder from a local folder or the Hugging Face hub, in evaluation mode, with its head for masked
-        tokens if there is one. UserError for a folder without such a model, and for unknown tensors."""
+        """Like GPT.from_pretrained; with the head for masked tokens if the folder has one."""
         folder = find_folder(name_or_folder)
         cfg = EncoderConfig.from_json(folder / "config.json")
-        dense, _, bias, repeated = MASKED[cfg.model_type]
-        tensors = {plain(name, cfg.model_type): tensor for name, tensor in read_tensors(folder)}
-        words = tensors.get("embeddings.word_embeddings.weight")
-        rows = 0 if words is None else len(words)                  # more than in config.json if tokens were added
-        cfg = replace(cfg, vocab_size=max(cfg.vocab_size, rows), masked_head=f"{dense}.weight" in tensors)
+        family = cfg.model_type
+        stored = {plain(name, family): tensor for name, tensor in read_tensors(folder)}
+        rows = len(stored.get("embeddings.word_embeddings.weight", ()))    # more than in config.json if some were added
+        has_head = renamed("lm_head.dense.weight", HEADS[family]) in stored
         with torch.device("meta"):
-            model = cls(cfg)
-        # Embedding and bias are stored a second time under other names. These copies must be equal.
-        for twin, tensor in ((tensors.pop(repeated + "weight", None), words),
-                             (tensors.pop(repeated + "bias", None) if bias != repeated + "bias" else None,
-                              tensors.get(bias))):
-            if twin is not None and tensor is not None and not torch.equal(twin, tensor):
-                raise UserError(f"{folder}: {repeated}weight or bias differs from {bias} or the embedding, to which "
-                                "this model ties it")
-        state = {ours: tensors.pop(plain(stored, cfg.model_type)) for ours, stored in model.stored_names().items()
-                 if plain(stored, cfg.model_type) in tensors}
-        if unknown := [name for name in tensors if not name.startswith(NOT_READ)]:
-            raise UserError(f"{folder}: the weights hold {min(unknown)}, which a {cfg.model_type} does not have")
-        fill(model, state, folder, dtype)
+            model = cls(replace(cfg, vocab_size=max(cfg.vocab_size, rows), masked_head=has_head))
+
+        ours = {plain(model.stored_name(name), family): name for name, _ in model.named_parameters()}
+        ours |= {COPIES[family] + "weight": "wte.weight", COPIES[family] + "bias": "lm_head.bias"}
+        tensors = {}
+        for name, tensor in stored.items():
+            name = ours.get(name, name)
+            if name in tensors and not torch.equal(tensors[name], tensor):
+                raise UserError(f"{folder}: holds two different {name}, which this model ties")
+            if not name.startswith(NOT_READ):
+                tensors[name] = tensor
+        fill(model, tensors, folder, dtype)
         return model.eval()
+
+    @property
+    def architecture(self):
+        """The class of transformers that reads it."""
+        return self.cfg.model_type.capitalize() + ("ForMaskedLM" if self.lm_head else "Model")
 
     @torch.no_grad()
     def save_pretrained(self, folder, head=None):
-        """Write config.json and safetensors that transformers' BertForMaskedLM (or BertModel ...) can read.
-
-        head: more tensors to write, by name, such as those of a classifier.
-        """
-        stored, family = self.stored_names(), self.cfg.model_type
-        write_tensors(folder, {stored[name]: p for name, p in self.named_parameters()} | (head or {}))
-        cfg = asdict(self.cfg) | {"embd_width": self.cfg.width, "n_groups": self.cfg.groups}
-        only = {"embd_width": ("electra", "albert"), "n_groups": ("albert",)}
-        write_config(folder, {name: values[0] for name, values in FIXED.items()} | {
-            theirs: cfg[name] for name, theirs in NAMES.items() if family in only.get(name, FIXED["model_type"])} | {
-            "model_type": family, "dtype": str(self.wte.weight.dtype).split(".")[-1],
-            "architectures": [family.capitalize() + ("ForMaskedLM" if self.lm_head else "Model")]})
+        """Like GPT.save_pretrained."""
+        save_model(self, folder, self.cfg, head=head)
 
 
 def plain(name, family):

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 import model
 from model import GPT, GPTConfig
 from plumbing.common import UserError
-from plumbing.huggingface import read_config
+from plumbing.huggingface import read_config, renamed
 
 # The name of a setting here -> in config.json.
 NAMES = dict(vocab_size="vocab_size", n_positions="max_position_embeddings", n_embd="hidden_size",
@@ -206,15 +206,8 @@ class Llama(GPT):
     def our_name(stored):
         if stored.endswith("rotary_emb.inv_freq"):               # stored by old releases; frequencies computes it
             return None
-        stored = stored.removeprefix("model.")
-        for ours, theirs in MODULES:
-            stored = stored.replace(theirs, ours)
-        return stored
+        return renamed(stored.removeprefix("model."), [(theirs, ours) for ours, theirs in MODULES])
 
     @staticmethod
     def stored_name(name):
-        if name.startswith("lm_head."):
-            return name
-        for ours, theirs in MODULES:
-            name = name.replace(ours, theirs)
-        return "model." + name
+        return name if name.startswith("lm_head.") else "model." + renamed(name, MODULES)

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import tokenizers
 
-from plumbing.common import UserError, read_object, write_json, written_whole
-from plumbing.tokenizer_files import BYTES, SHOWN
+from plumbing.common import UserError, write_json, written_whole
+from plumbing.tokenizer_files import BYTES, SHOWN, names_of, read_settings
 from tokenizer import well_formed
 
 ENDS = ("</s>", "<|endoftext|>", "<|end_of_text|>", "[SEP]")      # end of text, if no file names the token
@@ -30,30 +30,25 @@ class Subwords:
 
     rows = 0                # rows of the model's embedding, if there are more than tokens
 
-    def __init__(self, library, names=None):
-        self.library, self.names, self.ends = library, names or {}, ()      # names: tokenizer_config.json
-        library.no_truncation(), library.no_padding()
+    def __init__(self, library, settings=None):
+        self.library, self.settings = library, settings or {}     # settings: tokenizer_config.json
+        library.no_truncation()
+        library.no_padding()
         library.encode_special_tokens = True                      # "</s>" in a text is four characters, not a token
         plain, framed = (library.encode("a", add_special_tokens=frame) for frame in (False, True))
         self.spaced = plain.tokens[0].startswith("▁")
         self.kind = type(library.decoder).__name__
-        first = framed.ids.index(plain.ids[0])
-        self.front, self.back = framed.ids[:first], framed.ids[first + len(plain):]      # <s>; [CLS] and [SEP]
+        self.front = framed.ids[:framed.ids.index(plain.ids[0])]  # <s> or [CLS]
 
     @classmethod
     def load(cls, folder):
-        folder = Path(folder)
-        names = {}
-        for file in ("special_tokens_map.json", "tokenizer_config.json"):
-            if (folder / file).is_file():
-                names |= read_object(folder / file, "the names of special tokens")
-        path = folder / "tokenizer.json"
+        path, settings = Path(folder) / "tokenizer.json", read_settings(Path(folder))
         try:
             if path.is_file():
-                return cls(tokenizers.Tokenizer.from_file(str(path)), names)
-            path = folder / "vocab.txt"
-            bert = tokenizers.BertWordPieceTokenizer(str(path), lowercase=names.get("do_lower_case", True))
-            return cls(tokenizers.Tokenizer.from_str(bert.to_str()), names)
+                return cls(tokenizers.Tokenizer.from_file(str(path)), settings)
+            path = path.with_name("vocab.txt")
+            bert = tokenizers.BertWordPieceTokenizer(str(path), lowercase=settings.get("do_lower_case", True))
+            return cls(tokenizers.Tokenizer.from_str(bert.to_str()), settings)
         except Exception as error:                                # the library raises plain Exception
             raise UserError(f"{path}: the tokenizers library cannot read it ({error})") from error
 
@@ -61,8 +56,8 @@ class Subwords:
         """Write tokenizer.json and tokenizer_config.json."""
         with written_whole(Path(folder) / "tokenizer.json") as temporary:
             self.library.save(str(temporary))
-        names = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self.eos} | self.names
-        write_json(Path(folder) / "tokenizer_config.json", names)
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self.eos} | self.settings
+        write_json(Path(folder) / "tokenizer_config.json", settings)
 
     def __len__(self):
         return len(self.tokens)
@@ -70,31 +65,29 @@ class Subwords:
     @cached_property
     def tokens(self):
         """id -> the token as the vocabulary spells it."""
-        vocab = self.library.get_vocab()
-        shown = [""] * (max(vocab.values()) + 1)
-        for token, i in vocab.items():
-            shown[i] = token
-        return shown
+        size = max(self.library.get_vocab().values()) + 1
+        return [self.library.id_to_token(i) or "" for i in range(size)]
 
     @cached_property
     def specials(self):
         """name -> id."""
         return {token.content: i for i, token in self.library.get_added_tokens_decoder().items() if token.special}
 
-    @property
+    @cached_property
     def eos_ids(self):
         """Each of these ids ends a generated text. The first is eos_id."""
-        return self.ends or (self.specials[self.eos],)
+        return (self.specials[self.eos],)
 
     def end_at(self, ids):
         """Set the ids that end a text, from a model's config.json. Ids without a token are ignored."""
-        self.ends = tuple(i for i in ids if 0 <= i < len(self) and self.tokens[i])
+        if found := tuple(i for i in ids if 0 <= i < len(self) and self.tokens[i]):
+            self.eos_ids = found
 
     @property
     def eos(self):
         """The token that ends a text; for BERT-like models the separator."""
-        named = [self.names.get(key) for key in ("eos_token", "sep_token")]
-        for name in (*(n["content"] if isinstance(n, dict) else n for n in named), *ENDS):
+        names = names_of(self.settings)
+        for name in (names.get("eos_token"), names.get("sep_token"), *ENDS):
             if name in self.specials:
                 return name
         raise UserError(f"no token of this vocabulary ends a text: its special tokens ({', '.join(self.specials)}) "

@@ -8,14 +8,14 @@
 
 A module computes (W + alpha / r B A) x. All names begin with base_model.model. and go on as in the base model's folder.
 Teaches what must be distrusted in a stranger's adapter: peft has many methods, and their files look alike.
-Not here: reading and writing the files (huggingface.py), how LoRA is trained (training/trainable.py).
+Not here: reading and writing the tensors (huggingface.py), how LoRA is trained (training/trainable.py).
 LoRA: Hu et al. 2021 (arXiv 2106.09685); rsLoRA: Kalajdzievski 2023 (2312.03732).
 """
 import math
 
 import torch
 
-from plumbing.common import UserError, shown
+from plumbing.common import UserError, read_json, shown
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -51,9 +51,10 @@ class Merged(dict):
 class Adapter:
     """What an adapter adds to a base model. model_class, such as model.GPT, knows the names of its tensors."""
 
-    def __init__(self, path, config, tensors, model_class):
-        self.path, self.config, self.stored_name = path, config, model_class.stored_name
-        self.scale = scale_of(path, config)
+    def __init__(self, folder, tensors, model_class):
+        self.path, self.stored_name = folder / CONFIG, model_class.stored_name
+        self.config = read_json(self.path, "an adapter's settings")
+        self.scale = scale_of(self.path, self.config)
         self.additions, self.replaced, rows = {}, {}, {}
         for name, tensor in tensors.items():
             name = name.removeprefix(PREFIX)
@@ -65,10 +66,11 @@ class Adapter:
             else:                        # peft stores the whole embedding too, if the vocabulary was resized
                 self.replaced[model_class.our_name(name.replace(".token_adapter.base_layer.", "."))] = tensor
         self.rows = rows.pop("wte.weight", None)
-        self.ids = row_ids(path, config, self.rows)
+        self.ids = row_ids(self.path, self.config, self.rows)
         for name, tied in rows.items():
             if self.rows is None or not torch.equal(self.rows, tied):
-                raise UserError(f"{path}: has rows of {name} that are not the embedding's; only those are read here")
+                raise UserError(f"{self.path}: has rows of {name} that are not the embedding's; only those are read "
+                                "here")
 
     def embedding(self, old_VD):
         """The base model's embedding with the adapter's rows in it and behind it."""
@@ -85,7 +87,8 @@ class Adapter:
     def merged(self, tensors):
         """The base model's tensors by our names, weights as [out, in], with the additions. UserError if they do not fit
         target_modules or the weights."""
-        targeted = {name for name in tensors if name.endswith(".weight") and self.targets(name)}
+        endings = tuple(f".{target}.weight" for target in self.config["target_modules"])
+        targeted = {name for name in tensors if f".{self.stored_name(name)}".endswith(endings)}
         if self.config.get("layers_to_transform") or self.config.get("exclude_modules"):
             targeted &= {*self.additions}
         if differ := targeted ^ {*self.additions}:
@@ -99,10 +102,6 @@ class Adapter:
                 raise UserError(f"{self.path}: the addition to {name} is {found}; by r and the base model it must be "
                                 f"{{'A': {(rank, n_in)}, 'B': {(n_out, rank)}}}")
         return Merged(tensors, {name: (pair["A"], pair["B"]) for name, pair in self.additions.items()}, self.scale)
-
-    def targets(self, name):
-        stem = "." + self.stored_name(name).removesuffix(".weight")
-        return any(stem.endswith(f".{target}") for target in self.config["target_modules"])
 
 
 def scale_of(path, config):

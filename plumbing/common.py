@@ -18,9 +18,9 @@ import zlib
 from contextlib import contextmanager
 from dataclasses import asdict, field, fields
 from pathlib import Path
+from reprlib import repr as shown  # of a long value its beginning and end, for an error message on one line
 
 ROOT = Path(__file__).resolve().parents[1]
-
 
 # A path from the command line that cannot be read or written, wherever a script finds out.
 PATH_ERRORS = (errno.EACCES, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EROFS, errno.ENAMETOOLONG)
@@ -172,29 +172,16 @@ def read_text(path, wanted):
         raise UserError(f"{path}: cannot be read to its end ({error}); download it again") from error
 
 
-def read_json(path, what):
-    """The JSON object in `path`, or a UserError that says what the file should have been."""
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; {what} was expected there")
+def read_json(path, what, kind=dict):
+    """The JSON object in `path`, or value of another `kind`. UserError that says what the file should have been."""
+    text = read_text(Path(path), f"{what} was expected there")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:       # not JSON, not UTF-8, a number of 5,000 digits; or too deep
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:       # not JSON, a number of 5,000 digits; or too deep
         raise UserError(f"{path}: {what} was expected, but it is not JSON ({error})") from error
-
-
-def read_object(path, what):
-    """read_json, where the file must hold a JSON object."""
-    values = read_json(path, what)
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: {what} was expected, but it is no JSON object: {shown(values)}")
-    return values
-
-
-def shown(value):
-    """The beginning of a value, for an error message on one line."""
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."
+    if not isinstance(value, kind):
+        raise UserError(f"{path}: {what} was expected, but it is no JSON object: {shown(value)}")
+    return value
 
 
 def read_json_lines(path, what, wrote, make):

@@ -1,11 +1,8 @@
 """Files of biomedical text to documents, one after the other, for every format.
 
-    from plumbing.documents import Bad, documents
+    from plumbing.documents import documents
     for text in documents("pubmed26n0001.xml.gz"):     # in order; one document in memory, not the file
-        if isinstance(text, Bad):
-            print(text.where, text.reason)             # a line or article that cannot be read; the rest follows
-        else:
-            ...                                        # a str; empty for a blank line or an article without abstract
+        ...     # a str, empty for a blank line or an article without abstract; or a Bad: what cannot be read, and why
 
 Teaches what goes wrong in real files: they end too early, have a broken line, or are not in the format of their name.
 Reads .jsonl (one {"text": ...} per line, as in The Pile), .txt (one document), .xml of PubMed (title and abstract) and
@@ -20,7 +17,6 @@ import json
 import re
 import sys
 import zlib
-from codecs import BOM_UTF8
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
@@ -52,7 +48,7 @@ class Record(NamedTuple):
 
 
 def documents(path):
-    """The documents of a file in order: each item is a text (str, perhaps empty) or a Bad."""
+    """The documents of a file, in order."""
     return map(parse, records(Path(path)))
 
 
@@ -112,20 +108,18 @@ def records(path):
             for line, raw in split(blocks(file, UNPACK.get((form[2] or "").lower()))):
                 yield Record(f"{path}:{line}", kind, raw, file.tell())
                 seen += 1
-    except Unreadable as error:
-        yield Bad(str(path), str(error), weight=max(1, seen))    # as much again may be missing
-    except (OSError, zlib.error, zstandard.ZstdError) as error:
-        yield Bad(str(path), f"broken file ({error})", weight=max(1, seen))
+    except (Unreadable, OSError, zlib.error, zstandard.ZstdError) as error:
+        reason = str(error) if isinstance(error, Unreadable) else f"broken file ({error})"
+        yield Bad(str(path), reason, weight=max(1, seen))        # as much again may be missing
 
 
 def blocks(file, unpack):
     """The contents of an open file in pieces; `unpack` makes a decompressor, or is None."""
+    if file.read(len(LFS_POINTER)) == LFS_POINTER:
+        raise Unreadable("git-lfs pointer instead of the file (run `git lfs pull`)")
+    file.seek(0)
     unpacker = unpack and unpack()
-    first = True
     while block := file.read(BLOCK):
-        if first and block.startswith(LFS_POINTER):
-            raise Unreadable("git-lfs pointer instead of the file (run `git lfs pull`)")
-        first = False
         while block and unpacker:
             if unpacker.eof:                                     # a file may be several streams, end to end
                 unpacker = unpack()
@@ -157,10 +151,8 @@ def whole_file(pieces):
 
 ARTICLE = re.compile(rb"<(?:PubmedArticle|PubmedBookArticle|article)[\s>]")
 ARTICLE_END = re.compile(rb"</(?:PubmedArticle|PubmedBookArticle|article)>")
-ENCODING = re.compile(rb"<\?xml[^>]*encoding=[\"'](?!utf-?8|us-ascii)([^\"']*)", re.I)
-
-
 LONGEST_TAG = len("</PubmedBookArticle>")
+ENCODING = re.compile(rb"<\?xml[^>]*encoding=[\"'](?!utf-?8|us-ascii)([^\"']*)", re.I)
 
 
 def articles(pieces):
@@ -199,7 +191,6 @@ SPLIT = {"jsonl": ("json", lines), "txt": ("text", whole_file), "xml": ("xml", a
 
 # ---- Raw records to text ----
 
-
 def parse(record):
     if isinstance(record, Bad):
         return record
@@ -229,7 +220,7 @@ def from_text(raw):
 def from_json(raw):
     if not raw or raw.isspace():
         return ""
-    text = raw.removeprefix(BOM_UTF8).decode()
+    text = from_text(raw)
     try:
         value = json.loads(text)
     except ValueError as error:                                  # also for a number of more than 4,300 digits
@@ -248,6 +239,10 @@ PARAGRAPHS = {"p", "sec", "title", "fig", "table-wrap", "media", "boxed-text", "
 LEFT_OUT = {"ref-list", "table", "table-wrap-foot", "fn", "supplementary-material",
             "tex-math", "glyph-data", "alt-text", "long-desc", "object-id", "permissions", "sec-meta", "index-term"}
 LABELLED = {"fig", "table-wrap", "media", "boxed-text", "statement"}     # "Figure 1", to which the text refers
+
+# Marks for `flat`, of characters that XML cannot contain.
+EDGE = "\x1f"       # beside a formula, and a word in one: a space where a letter or digit touches another
+RAISED = "\x1e"     # before a superscript: 10<sup>-3</sup> becomes 10^-3, Ca<sup>2+</sup> Ca2+
 
 
 def from_xml(raw):
@@ -289,12 +284,17 @@ def flat(element, inline=False):
         return ""
     out = []
     collect(element, out, inline)
-    text = re.sub(r" *\n *", "\n", re.sub(r" {2,}", " ", "".join(out)))
+    text = "".join(out)
+    if EDGE in text:
+        text = re.sub(rf"(?<=[^\W_]){EDGE}+(?=[^\W_])", " ", text).replace(EDGE, "")
+    if RAISED in text:
+        text = re.sub(rf"(?<=\d){RAISED}+(?=[-+\u2212\u2013\d])", "^", text).replace(RAISED, "")
+    text = re.sub(r" *\n *", "\n", re.sub(r" {2,}", " ", text))
     return re.sub(r"\n{3,}", "\n\n", text).strip()
 
 
 def collect(element, out, inline, raised=False):
-    """Append the texts within an element. Markup that carries meaning becomes characters here.
+    """Append the texts within an element. Markup that carries meaning becomes characters here, and EDGE and RAISED.
 
     raised: the element is in a superscript, where a cross-reference is a citation mark and left out.
     """
@@ -302,11 +302,11 @@ def collect(element, out, inline, raised=False):
     for child in element:
         tag = child.tag
         if tag == "math":
-            append_word(out, formula(child))
+            out.append(EDGE + math(child) + EDGE)
         elif tag == "inline-formula":
-            append_word(out, flat(child, inline=True))
+            out.append(EDGE + flat(child, inline=True) + EDGE)
         elif tag == "sup":
-            out.append(superscript(child, last_character(out)))
+            out.append(superscript(child))
         elif tag == "label" and element.tag in LABELLED:
             out.append(flat(child, inline=True) + " ")
         elif tag not in LEFT_OUT and tag != "label" and not is_citation_mark(child, raised):
@@ -314,25 +314,11 @@ def collect(element, out, inline, raised=False):
             out.append(gap)
             collect(child, out, inline or tag == "caption", raised)
             out.append(gap[:1] or (" " if tag in ("caption", "break") else ""))
-        tail = one_space(child.tail)
-        if tag in ("math", "inline-formula"):
-            append_word(out, tail)
-        else:
-            out.append(tail)
+        out.append(one_space(child.tail))
 
 
 def one_space(text):
     return re.sub(r"[ \t\r\n]+", " ", text or "")
-
-
-def last_character(out):
-    return next((part[-1] for part in reversed(out) if part), "")
-
-
-def append_word(out, text):
-    """Append a formula, or the text after one, with a space where a letter or digit would touch another."""
-    touches = text[:1].isalnum() and last_character(out).isalnum()
-    out.append(" " + text if touches else text)
 
 
 def is_citation_mark(element, raised):
@@ -340,28 +326,22 @@ def is_citation_mark(element, raised):
     return element.tag == "xref" and (raised or element.get("ref-type") == "bibr" and element.find("sup") is not None)
 
 
-def superscript(element, before):
-    """The text of a superscript after the character `before`: 10<sup>-3</sup> becomes 10^-3, Ca<sup>2+</sup> Ca2+."""
+def superscript(element):
     inner = []
     collect(element, inner, inline=True, raised=True)
     text = "".join(inner)
     if element.find(".//xref") is not None:
         text = text.strip(" ,;[]()\u2013-")                      # what separated the citation marks
-    return "^" + text if before.isdigit() and re.match(r"[-+\u2212\u2013\d]", text) else text
+    return RAISED + text if text else ""
 
 
 JOINED = {"msup": "^", "mover": "^", "msub": "_", "munder": "_", "msubsup": "_^", "munderover": "_^", "mfrac": "/"}
 INVISIBLE = dict.fromkeys(range(0x2061, 0x2065))                 # operators without a sign: x times y
 FUNCTIONS = {"sin", "cos", "tan", "sinh", "cosh", "tanh", "exp", "log", "ln", "lim", "max", "min"}
-EDGE = "\u2009"                                                  # of a word; a space where it touches another
-
-
-def formula(element):
-    """MathML on one line: x_i^2, (a+b)/c, 2 log x."""
-    return re.sub(rf"(?<=\w){EDGE}+(?=\w)", " ", math(element)).replace(EDGE, "").strip()
 
 
 def math(element):
+    """MathML on one line: x_i^2, (a+b)/c, 2 log x."""
     if element.tag.startswith("annotation"):
         return ""
     parts = [part for part in map(math, element) if part.strip(EDGE)]

@@ -16,11 +16,11 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from plumbing import adapters
-from plumbing.common import UserError, read_object, shown, write_json, written_whole
+from plumbing.common import UserError, read_json, shown, write_json, written_whole
 
 INDEX = "model.safetensors.index.json"
 HEADS = ("qa_outputs.", "score.")    # of answers/spans.py (transformers' name), of questions/heads.py
@@ -58,7 +58,7 @@ def base_of(folder):
     if not is_adapter(folder):
         return folder
     path = folder / adapters.CONFIG
-    name = read_object(path, "an adapter's settings").get("base_model_name_or_path")
+    name = read_json(path, "an adapter's settings").get("base_model_name_or_path")
     if not isinstance(name, str):
         raise UserError(f"{path}: base_model_name_or_path is {shown(name)}; write there which model the adapter is for")
     try:
@@ -78,7 +78,7 @@ def file_of(folder, *names):
 
 def read_config(path, supported):
     """config.json as a dict. `supported` (name -> values) holds what the caller can compute: UserError for the rest."""
-    values = read_object(path, "a model's configuration")
+    values = read_json(path, "a model's configuration")
     for name, choices in supported.items():
         if values.get(name, choices[0]) not in choices:
             raise UserError(f"{path}: {name} is {values[name]!r}; this code computes {' or '.join(map(repr, choices))}")
@@ -96,24 +96,20 @@ def read_shape(config_class, path):
     return cfg
 
 
-def write_config(folder, values):
-    """Write config.json, and generation_config.json for a model that writes text."""
-    folder = Path(folder)
-    write_json(folder / "config.json", values)
-    ids = {name: values[name] for name in ("bos_token_id", "eos_token_id") if name in values}
-    if ids:
-        write_json(folder / "generation_config.json", {"_from_model_config": True, **ids})
-
-
 CARD = """---
 library_name: transformers
 pipeline_tag: text-generation
-{license}---
+---
 
 # {name}
 
 Trained with nanoBioMedLM. **For research only. Nothing this model writes or chooses is medical advice.**
+
 {facts}
+## Licence
+
+Not known. It depends on the training data and on the weights that training began with.
+
 ## Limits
 
 A language model writes what sounds likely, not what is true. It has not been tested for use with patients, it repeats
@@ -122,28 +118,18 @@ the errors and gaps of its training data, and its scores hold for the test sets 
 
 
 def write_model_card(folder, facts):
-    """Write README.md from what is known: {heading: text, number, list or {name: value}}, in the order to be shown.
-
-    "license" is the hub's name of a licence; without it the card says that the licence is not known.
-    """
-    facts = dict(facts)
-    license = facts.pop("license", None)
-    known = {heading: value for heading, value in facts.items() if value not in (None, {}, [])}
-    parts = [f"## {heading}\n\n{described(value)}\n" for heading, value in known.items()]
-    licence = license or "Not known. It depends on the training data and on the weights that training began with."
-    parts.append(f"## Licence\n\n{licence}\n")
-    text = CARD.format(license=f"license: {license}\n" if license else "", name=Path(folder).resolve().name,
-                       facts="\n" + "\n".join(parts))
+    """Write README.md from what is known: {heading: text, number or {name: value}}, in the order to be shown."""
+    known = "\n".join(f"## {heading}\n\n{described(value)}\n" for heading, value in facts.items()
+                      if value not in (None, {}))
+    text = CARD.format(name=Path(folder).resolve().name, facts=known)
     with written_whole(Path(folder) / "README.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def described(value):
-    """A fact as Markdown: a table for a dict, a bullet list for a list, else the value."""
+    """A fact as Markdown: a table for a dict, else the value."""
     if isinstance(value, dict):
         return "| | |\n|---|---|\n" + "\n".join(f"| {name} | {described(v)} |" for name, v in value.items())
-    if isinstance(value, (list, tuple)):
-        return "\n".join(f"- {item}" for item in value)
     return f"{value:,}" if type(value) is int else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
@@ -151,14 +137,13 @@ def end_ids(folder):
     """The ids that end a text, as transformers reads them: from generation_config.json, else from config.json."""
     for file in ("generation_config.json", "config.json"):
         path = file_of(Path(folder), file)
-        if not path.is_file():
+        found = read_json(path, "a model's configuration").get("eos_token_id") if path.is_file() else None
+        if found in (None, []):
             continue
-        found = read_object(path, "a model's configuration").get("eos_token_id")
-        ids = found if isinstance(found, list) else [] if found is None else [found]
+        ids = found if isinstance(found, list) else [found]
         if any(type(i) is not int for i in ids):
             raise UserError(f"{path}: eos_token_id is {shown(found)}; it must be a token's number or a list of them")
-        if ids:
-            return ids
+        return ids
     return []
 
 
@@ -175,7 +160,7 @@ def read_tensors(folder, head=False):
     if base != folder and not (folder / adapters.WEIGHTS).is_file():
         raise UserError(f"{folder}: holds {adapters.CONFIG} but no {adapters.WEIGHTS}; copy the folder again")
     for path in files + [folder / adapters.WEIGHTS] * (base != folder):
-        for name, tensor in open_weights(path):
+        for name, tensor in open_weights(path).items():
             name = name.removeprefix("_orig_mod.").removeprefix("module.")                # torch.compile's, DDP's
             plain = name.removeprefix(adapters.PREFIX)
             if plain.startswith(HEADS) == head:
@@ -194,7 +179,7 @@ def weight_files(folder):
 
 def files_of(index):
     """The weight files that an index names."""
-    weight_map = read_object(index, "an index of weight files").get("weight_map")
+    weight_map = read_json(index, "an index of weight files").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{index}: weight_map must name the file of each tensor; download it again")
     for file in weight_map.values():             # an index from elsewhere must not reach outside its folder
@@ -204,7 +189,7 @@ def files_of(index):
 
 
 def open_weights(path):
-    """Yield (name, tensor) of one weight file, or say what is wrong with it in words that help."""
+    """{name: tensor} of one weight file. UserError for what is wrong with it, in words that help."""
     if not path.is_file():
         raise UserError(f"{path}: the index names this file, but it is not there; download it again")
     with open(path, "rb") as file:
@@ -212,20 +197,23 @@ def open_weights(path):
             raise UserError(f"{path}: a git-lfs pointer in place of the weights; run `git lfs pull` in that folder")
     try:
         if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                yield from [(name, file.get_tensor(name)) for name in file.keys()]
-        else:
-            # weights_only: a pickle can run any program. There is no falling back to False.
-            found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-            if not isinstance(found, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in found.values()):
-                raise UserError(f"{path}: holds no table of tensors by name; is it another program's file?")
-            yield from found.items()
-    except UserError:
-        raise
+            return load_file(path)
+        # weights_only: a pickle can run any program. There is no falling back to False.
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError, ValueError, KeyError, IndexError,
             AttributeError, TypeError, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{path}: damaged, or more than tensors in it ({reason}); download it again") from error
+    if not isinstance(found, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in found.values()):
+        raise UserError(f"{path}: holds no table of tensors by name; is it another program's file?")
+    return found
+
+
+def renamed(name, modules):
+    """A tensor's name with each (old, new) of `modules` replaced, in this order."""
+    for old, new in modules:
+        name = name.replace(old, new)
+    return name
 
 
 def fill(model, tensors, folder, dtype):
@@ -244,7 +232,7 @@ def matched(model, tensors, folder):
             raise UserError(f"{folder}: {name} is {tuple(tensor.shape)}, by config.json it is {tuple(p.shape)}")
         yield name, tensor
     if tensors:
-        raise UserError(f"{folder}: the weights hold {min(tensors)}, which a {type(model).__name__} does not have")
+        raise UserError(f"{folder}: the weights hold {min(tensors)}, which {type(model).__name__} does not have")
 
 
 def open_model(model_class, folder):
@@ -257,10 +245,7 @@ def open_model(model_class, folder):
     added = {name: stored.pop(name) for name in [*stored] if name.startswith(adapters.PREFIX)}
     tensors = {model_class.our_name(name): tensor for name, tensor in stored.items()}
     tensors.pop(None, None)
-    adapter = None
-    if is_adapter(folder):
-        path = folder / adapters.CONFIG
-        adapter = adapters.Adapter(path, read_object(path, "an adapter's settings"), added, model_class)
+    adapter = adapters.Adapter(folder, added, model_class) if is_adapter(folder) else None
     if adapter and "wte.weight" in tensors:
         tensors.setdefault("lm_head.weight", tensors["wte.weight"])     # an adapter may replace one of the two alone
         tensors |= adapter.replaced
@@ -285,45 +270,35 @@ def save_model(model, folder, cfg, change=lambda name, tensor: tensor, head=None
 
     head: more tensors by name, such as a classifier's, which are written as they are.
     """
-    parameters = {model.stored_name(name): (name, p) for name, p in model.named_parameters()}
-
-    def converted(stored, tensor):
-        if stored not in parameters:
-            return tensor
-        name = parameters[stored][0]
-        tensor = change(name, tensor)
-        return tensor.t() if name.endswith(model.transposed) else tensor
-
-    write_tensors(folder, {stored: p for stored, (_, p) in parameters.items()} | (head or {}), converted)
-    dtype = str(model.wte.weight.dtype).split(".")[-1]
-    write_config(folder, cfg.to_json() | {"architectures": [model.architecture], "dtype": dtype})
-
-
-def write_tensors(folder, tensors, converted=lambda stored, tensor: tensor):
-    """Write model.safetensors, or parts of PART_BYTES with an index.
-
-    tensors: stored name -> tensor; converted(stored name, tensor) changes it when its part's turn comes.
-    """
+    from huggingface_hub import split_torch_state_dict_into_shards
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    parts, room = [], 0
-    for name, tensor in tensors.items():
-        if tensor.nbytes > room:
-            parts, room = [*parts, []], max(PART_BYTES, tensor.nbytes)
-        parts[-1].append(name)
-        room -= tensor.nbytes
-    files = ["model.safetensors"] if len(parts) == 1 else [
-        f"model-{i:05d}-of-{len(parts):05d}.safetensors" for i in range(1, len(parts) + 1)]
-    for file, names in zip(files, parts, strict=True):
+    ours = {model.stored_name(name): name for name, _ in model.named_parameters()}
+    tensors = {stored: model.get_parameter(name) for stored, name in ours.items()} | (head or {})
+
+    def converted(stored):
+        tensor = tensors[stored].detach().cpu()
+        if stored not in ours:
+            return tensor
+        tensor = change(ours[stored], tensor)
+        return tensor.t() if ours[stored].endswith(model.transposed) else tensor
+
+    parts = split_torch_state_dict_into_shards(tensors, max_shard_size=PART_BYTES)
+    for file, names in parts.filename_to_tensors.items():
         with written_whole(folder / file) as temporary:
-            save_readable({name: converted(name, tensors[name].detach().cpu()) for name in names}, temporary)
-    if len(parts) > 1:
-        weight_map = {name: file for file, names in zip(files, parts, strict=True) for name in names}
-        total = sum(tensor.nbytes for tensor in tensors.values())
-        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+            save_readable({stored: converted(stored) for stored in names}, temporary)
+    if parts.is_sharded:
+        write_json(folder / INDEX, {"metadata": parts.metadata, "weight_map": parts.tensor_to_filename})
     for stale in folder.glob("model*.safetensors*"):          # an older save in other parts would be read in its place
-        if stale.name not in (*files, INDEX if len(parts) > 1 else None):
+        if stale.name not in (*parts.filename_to_tensors, INDEX if parts.is_sharded else None):
             stale.unlink()
+
+    dtype = str(model.wte.weight.dtype).split(".")[-1]
+    values = cfg.to_json() | {"architectures": [model.architecture], "dtype": dtype}
+    write_json(folder / "config.json", values)
+    ends = {name: values[name] for name in ("bos_token_id", "eos_token_id") if name in values}
+    if ends:                                                  # a model that writes text
+        write_json(folder / "generation_config.json", {"_from_model_config": True, **ends})
 
 
 def save_readable(tensors, path):

@@ -48,7 +48,6 @@ def keep_memory(device):
 
     glibc returns large arrays to the system. The next step needs the same arrays again, and the system clears each page
     of 4 KB when it is first written: 230,000 page faults in a step of the preset laptop, a tenth of its time.
-    Other C libraries have no such settings.
     """
     library = ctypes.CDLL(None) if sys.platform == "linux" else None
     if device.type == "cpu" and hasattr(library, "mallopt"):

@@ -6,7 +6,7 @@ Not here: learning and applying merges (tokenizer.py, whose save and load call t
 """
 import re
 
-from plumbing.common import UserError, read_object, write_json, written_whole
+from plumbing.common import UserError, read_json, write_json, written_whole
 
 EOS = "<|endoftext|>"
 
@@ -62,7 +62,7 @@ def write_files(tok, folder):
 def longest(folder):
     """The model's length for tokenizer_config.json, if the model in this folder was saved before its tokenizer."""
     path = folder / "config.json"
-    values = read_object(path, "a model's configuration") if path.is_file() else {}
+    values = read_json(path, "a model's configuration") if path.is_file() else {}
     length = values.get("n_positions", values.get("max_position_embeddings"))
     return {} if length is None else {"model_max_length": length}
 
@@ -71,9 +71,14 @@ def read_files(folder):
     """The arguments of tokenizer.Tokenizer for a folder: merges, specials (name -> id), and eos, the special token that
     ends a text. The vocabulary is only checked: the merges define every token.
     """
-    source, names = folder / "tokenizer.json", names_of(folder)
+    source, names = folder / "tokenizer.json", names_of(read_settings(folder))
     if source.is_file():
-        pairs, vocab, specials = read_tokenizer_json(source)
+        whole = read_json(source, "a tokenizer")
+        if not is_gpt2s(whole):
+            raise UserError(f"{source}: no tokenizer of GPT-2's kind (byte-level BPE without a prefix space, "
+                            "normalizer, dropout or added tokens that are not special)")
+        pairs, vocab = whole["model"]["merges"], whole["model"]["vocab"]
+        specials = {token["content"]: token["id"] for token in whole["added_tokens"]}
     elif (folder / "merges.txt").is_file():
         source = folder / "merges.txt"
         lines = source.read_text(encoding="utf-8", errors="replace").split("\n")
@@ -85,6 +90,7 @@ def read_files(folder):
                             "transformers and save it again, which writes one")
     else:
         raise UserError(f"{folder}: no tokenizer.json and no merges.txt in it; `python tokenizer.py train` writes both")
+
     known, merges = {token: chr(i) for i, token in enumerate(SHOWN)}, []
     for number, pair in enumerate(pairs, 1):
         try:
@@ -95,20 +101,26 @@ def read_files(folder):
                             "whole, and byte-level BPE?") from None
         if known.setdefault(a + b, new := chr(255 + len(merges))) != new:
             raise UserError(f"{source}: merge {number}, {pair!r}, makes a token that exists already")
-    specials = check_vocabulary(source, known, vocab, specials, names.get("eos_token"))
+
     eos = names.get("eos_token")
+    specials = check_vocabulary(source, known, vocab, specials, eos)
     if eos not in specials:
         eos = EOS if EOS in specials else next(iter(specials))
     return {"merges": merges, "specials": specials, "eos": eos}
 
 
-def names_of(folder):
-    """{"eos_token": its name, ...}, from special_tokens_map.json and tokenizer_config.json."""
-    names = {}
+def read_settings(folder):
+    """special_tokens_map.json and tokenizer_config.json, as one dict."""
+    settings = {}
     for file in ("special_tokens_map.json", "tokenizer_config.json"):
         if (folder / file).is_file():
-            names |= read_object(folder / file, "the names of special tokens")
-    names = {key: token.get("content") if isinstance(token, dict) else token for key, token in names.items()}
+            settings |= read_json(folder / file, "the names of special tokens")
+    return settings
+
+
+def names_of(settings):
+    """{"eos_token": its name, ...}. A file has the name, or an object with it."""
+    names = {key: token.get("content") if isinstance(token, dict) else token for key, token in settings.items()}
     return {key: name for key, name in names.items() if key.endswith("_token") and isinstance(name, str)}
 
 
@@ -117,7 +129,7 @@ def looks_special(name):
 
 
 def read_ids(path):
-    found = read_object(path, "an object {token: number}")
+    found = read_json(path, "an object {token: number}")
     if not all(isinstance(n, int) for n in found.values()):
         raise UserError(f"{path}: no JSON object {{token: number}}")
     return found
@@ -138,17 +150,7 @@ def is_gpt2s(whole):
         return False
 
 
-def read_tokenizer_json(path):
-    """(merges, {token: id}, {special token: id})"""
-    whole = read_object(path, "a tokenizer")
-    if not is_gpt2s(whole):
-        raise UserError(f"{path}: no tokenizer of GPT-2's kind (byte-level BPE without a prefix space, normalizer, "
-                        "dropout or added tokens that are not special)")
-    specials = {token["content"]: token["id"] for token in whole["added_tokens"]}
-    return whole["model"]["merges"], whole["model"]["vocab"], specials
-
-
-def check_vocabulary(source, known, vocab, specials, eos=None):
+def check_vocabulary(source, known, vocab, specials, eos):
     """The special tokens by id, <|endoftext|> among them, once the vocabulary agrees with the merges."""
     extra = {token: i for token, i in vocab.items() if token not in known}
     specials = specials | {token: i for token, i in extra.items() if looks_special(token)}

@@ -266,7 +266,7 @@ def selected(cfg, questions):
     """The questions that remain after --keep-ids and --drop-ids."""
     for path, keep in ((cfg.keep_ids, True), (cfg.drop_ids, False)):
         if path:
-            listed = read_json(path, "a list of ids, or an object with them as keys")
+            listed = read_json(path, "a list of ids, or an object with them as keys", kind=object)
             if not isinstance(listed, (list, dict)):
                 raise UserError(f"{path}: neither a list of ids nor an object with them as keys")
             ids = {str(i) for i in listed}

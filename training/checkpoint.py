@@ -23,7 +23,7 @@ from torch.distributed.checkpoint import state_dict
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.tensor import DTensor
 
-from plumbing.common import UserError, read_object, write_json
+from plumbing.common import UserError, read_json, write_json
 
 
 def complete_checkpoints(out):
@@ -133,7 +133,7 @@ class Checkpoints:
         found = self.agreed_checkpoints()
         for folder in reversed(found):
             try:
-                saved = read_object(folder / "settings.json", "the settings of a checkpoint")
+                saved = read_json(folder / "settings.json", "the settings of a checkpoint")
             except UserError as error:
                 self.say(f"{folder}: damaged ({str(error)[:100]}); trying the one before")
                 continue

@@ -17,7 +17,7 @@ TEXTS = ["Aspirin inhibits cyclooxygenase.", "β-blocker\n\ttwo  blanks", "12 µ
 
 def test_ids_equal_transformers_and_text_never_becomes_a_special_token(llama_tokenizer):
     ours, hf = load_tokenizer(llama_tokenizer), transformers.AutoTokenizer.from_pretrained(llama_tokenizer)
-    assert (ours.front, ours.back, ours.eos_id) == ([1], [], 2) and len(ours) == len(hf)
+    assert (ours.front, ours.eos_id) == ([1], 2) and len(ours) == len(hf)
     for text in TEXTS:
         ids = ours.encode(text)
         assert ids.dtype == np.uint16 and ids.tolist() == hf.encode(text, add_special_tokens=False)
