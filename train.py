@@ -357,7 +357,8 @@ def save_model(cfg, world, model, network, last_evaluation):
             print(f"{cfg.data} holds no tokenizer.json, so {cfg.out}/model will have none; sample.py needs one")
         if "excluded" in meta:                   # the test sets that the text was kept free of
             write_json(folder / "pretraining.json", {"excluded": meta["excluded"]})
-        write_model_card(folder, {"Training": training, "Text": meta.get("train"), "On held-out text": last_evaluation})
+        write_model_card(folder, Path(cfg.out).name, {
+            "Training": training, "Text": meta.get("train"), "On held-out text": last_evaluation})
     print(f"wrote {cfg.out}/model", flush=True)
     say_next("sample.py", "--model", f"{cfg.out}/model")
 

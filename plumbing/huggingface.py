@@ -97,7 +97,7 @@ def read_shape(config_class, path):
 
 
 CARD = """---
-library_name: transformers
+library_name: {library}
 pipeline_tag: text-generation
 ---
 
@@ -117,11 +117,12 @@ the errors and gaps of its training data, and its scores hold for the test sets 
 """
 
 
-def write_model_card(folder, facts):
-    """Write README.md from what is known: {heading: text, number or {name: value}}, in the order to be shown."""
+def write_model_card(folder, name, facts, library="transformers"):
+    """Write README.md from what is known: {heading: text, number or {name: value}}, in the order to be shown. library:
+    what reads the folder, in the hub's spelling."""
     known = "\n".join(f"## {heading}\n\n{described(value)}\n" for heading, value in facts.items()
                       if value not in (None, {}))
-    text = CARD.format(name=Path(folder).resolve().name, facts=known)
+    text = CARD.format(library=library, name=name, facts=known)
     with written_whole(Path(folder) / "README.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
 

@@ -261,7 +261,8 @@ def test_a_finished_run_that_is_started_again_writes_the_same_model_card(cfg, wh
     card = Path(cfg.out, "model/README.md")
     before = card.read_text()
     card.unlink()
-    assert train.main(cfg) == [] and "bits_per_byte" in before and card.read_text() == before
+    assert f"\n# {Path(cfg.out).name}\n" in before and "bits_per_byte" in before
+    assert train.main(cfg) == [] and card.read_text() == before
 
 
 def test_tensorboard_on_request(cfg, tmp_path):

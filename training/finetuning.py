@@ -269,9 +269,9 @@ def write_results(cfg, started, best, log, predictions, report, test_file, summa
     card = {"Fine-tuned from": cfg.model, "Test": {"file": Path(test_file).name, "result": summary},
             "Settings": settings}
     shutil.rmtree(out / "adapter", ignore_errors=True)           # an earlier run's, with other weights
-    for source, name in ((best, "model"), (best.with_name("adapter"), "adapter")):
+    for source, name, library in ((best, "model", "transformers"), (best.with_name("adapter"), "adapter", "peft")):
         if source.is_dir():
             with written_whole(out / name) as folder:
                 shutil.copytree(source, folder)
-                write_model_card(folder, card)
+                write_model_card(folder, out.name, card, library)
     return report

@@ -120,7 +120,7 @@ def test_push_uploads_a_whole_folder_and_refuses_one_without_its_card(folder, mo
     with pytest.raises(UserError, match="README.md"):
         export.push(folder, "somebody/model")
     assert calls == []
-    write_model_card(folder, {"Scores": {"MedQA": 0.5}})
+    write_model_card(folder, "model", {"Scores": {"MedQA": 0.5}})
     export.push(folder, "somebody/model")
     assert calls[0] == ("create", "somebody/model", {"private": True, "exist_ok": True})
     assert calls[1][1]["repo_id"] == "somebody/model" and "*.safetensors" in calls[1][1]["allow_patterns"]
@@ -132,15 +132,15 @@ def test_a_hub_that_refuses_is_one_line(folder, monkeypatch):
             raise OSError("no network\nand more")
 
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
-    write_model_card(folder, {})
+    write_model_card(folder, "model", {})
     with pytest.raises(UserError, match=r"somebody/model: .*\(no network\)$"):
         export.push(folder, "somebody/model")
 
 
 def test_a_model_card_says_what_is_known_and_that_it_is_no_medical_advice(tmp_path):
-    write_model_card(tmp_path, {"Data": "abstracts", "Tokens": 12345, "Scores": {"dev": 0.25}, "Settings": None})
+    write_model_card(tmp_path, "small", {"Data": "abstracts", "Tokens": 12345, "Scores": {"dev": 0.25}, "Settings": None})
     card = (tmp_path / "README.md").read_text()
-    assert card.startswith("---\n") and "\nNot known. It depends" in card
+    assert card.startswith("---\n") and "\n# small\n" in card and "\nNot known. It depends" in card
     assert "12,345" in card and "| dev | 0.25 |" in card and "medical advice" in card and "Settings" not in card
 
 
