@@ -138,7 +138,8 @@ def test_a_hub_that_refuses_is_one_line(folder, monkeypatch):
 
 
 def test_a_model_card_says_what_is_known_and_that_it_is_no_medical_advice(tmp_path):
-    write_model_card(tmp_path, "small", {"Data": "abstracts", "Tokens": 12345, "Scores": {"dev": 0.25}, "Settings": None})
+    facts = {"Data": "abstracts", "Tokens": 12345, "Scores": {"dev": 0.25}, "Settings": None}
+    write_model_card(tmp_path, "small", facts)
     card = (tmp_path / "README.md").read_text()
     assert card.startswith("---\n") and "\n# small\n" in card and "\nNot known. It depends" in card
     assert "12,345" in card and "| dev | 0.25 |" in card and "medical advice" in card and "Settings" not in card
