@@ -32,15 +32,6 @@ LANES, WARPS, STAGES = 4096, 16, 3
 CHUNK_ROWS = 2048              # 118 MB of logits; smaller chunks add to dW (0.9 GB moved) more often
 
 
-def cross_entropy_reference(logits_NV, targets_N):
-    """(loss_N, gradient_NV of their sum); rows whose target is negative have loss and gradient 0."""
-    counted_N1 = (targets_N >= 0)[:, None]
-    lse_N1 = logits_NV.logsumexp(1, keepdim=True)
-    onehot_NV = torch.nn.functional.one_hot(targets_N.clamp(min=0), logits_NV.shape[1])
-    loss_N1 = lse_N1 - (logits_NV * onehot_NV).sum(1, keepdim=True)
-    return (loss_N1 * counted_N1)[:, 0], ((logits_NV - lse_N1).exp() - onehot_NV) * counted_N1
-
-
 @triton.jit
 def cross_entropy_kernel(
     logits,                     # [N, V]: read, and overwritten by the gradient

@@ -29,12 +29,6 @@ ROWS, COLUMNS, WARPS = 8, 256, 4    # a tile is 8 rows of 512 bytes: 16 elements
 STEPS = 16                          # tiles of a program of the backward pass, one below the other
 
 
-def bias_gelu_reference(h_NF, bias_F):
-    """The same function written out."""
-    x_NF = h_NF + bias_F
-    return 0.5 * x_NF * (1 + torch.tanh(SLOPE.value * (x_NF + CUBIC.value * x_NF**3)))
-
-
 @triton.jit
 def _sigmoid_2u(x):
     return 1 / (1 + tl.exp((x + x * x * x * CUBIC) * (-2 * SLOPE)))    # for x << 0 exp overflows, and 1/inf is 0

@@ -27,13 +27,6 @@ PROGRAMS = {80: 2 * 108, 90: 2 * 132}       # of the backward pass: two per proc
 WARPS = 8                                   # a row of 2560 is 4096 lanes (a power of two): 16 per thread
 
 
-def layer_norm_reference(x_ND, weight_D, bias_D, eps):
-    """The same function written out."""
-    centred_ND = x_ND - x_ND.mean(1, keepdim=True)
-    h_ND = centred_ND / (centred_ND.square().mean(1, keepdim=True) + eps).sqrt()
-    return h_ND * weight_D + bias_D
-
-
 @triton.jit
 def forward_kernel(
     x,                          # [N, D]
