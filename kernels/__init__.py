@@ -15,7 +15,7 @@ compile_check.py    machine code for A100 and H100, on a machine with neither
 In this file: can the kernels run on this machine, and by which assembler are they compiled? Nothing here falls back in
 silence: `choose` says what it chose, and why.
 
-Not here: the C loops that generate text on a CPU (sampling/native.py).
+Not here: their speed (bench/kernels.py), the C loops that generate text on a CPU (sampling/native.py).
 """
 import functools
 

@@ -16,8 +16,6 @@ factors, multiplied in at the end.
                                        torch 24 V: bf16 to fp32, log-softmax, its gradient
     memory, 8,192 tokens, V = 28,896   here 118 MB for a chunk of 2,048 rows, and 0.3 GB for dW in fp32
                                        torch 4.7 GB: fp32 logits, their log-softmax, their gradients
-
-Not here: its speed (bench/kernels.py).
 """
 import torch
 import triton

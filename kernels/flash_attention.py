@@ -19,14 +19,14 @@ That is 7 matrix products where 5 would do, but nothing is accumulated in memory
 
 exp is computed as exp2 with log2(e) folded into the scale: the GPU's instruction is exp2, and exp would multiply again.
 
-Not here: key padding, grouped queries and sliding windows; decoding (flash_decode.py); the tiles' sizes (tiles.py);
-its speed (bench/kernels.py).
+Not here: key padding, grouped queries and sliding windows; decoding (flash_decode.py); the tiles' sizes (tiles.py).
 """
 import math
 
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels import architecture, operator
@@ -327,7 +327,6 @@ def dkdv_kernel(
 
 # ---- The operator that autograd and torch.compile see ----------------------------------------------------------------
 
-Tensor = torch.Tensor
 KERNELS = forward_kernel, dq_kernel, dkdv_kernel      # in the order of TILES
 
 

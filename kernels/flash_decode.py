@@ -12,20 +12,15 @@ are still in registers for the sums, and writes them into the cache for the toke
 
     COST: reads 4 S K H bytes per layer and token, 10.5 MB for BioMedLM at S = 1024: 2.4 us on an H200, about 6.5 us
     unsplit. Over 32 layers the difference is 0.13 ms, beside the 1.3 ms that reading the weights takes.
-
-Not here: its speed (bench/kernels.py).
 """
-import math
-
 import torch
 import triton
 import triton.language as tl
 
 from kernels import operator
+from kernels.flash_attention import LOG2E, LOWEST
 from kernels.rows import read
 
-LOG2E = tl.constexpr(1 / math.log(2))
-LOWEST = tl.constexpr(-1.0e30)       # initial maximum; -inf would give inf - inf in a split without keys
 KEYS, WARPS = 64, 4                  # keys of a tile: 16 KB of K and of V
 PROGRAMS = 256                       # about two per processor
 

@@ -14,12 +14,11 @@ The bias gradient is summed in the same pass; torch reads dh again for it. The M
 largest tensors a layer keeps, 8 D bytes per token each. Only the weight gradient of the next linear layer needs g, and
 `gelu_linear` computes it again from h. That saves 8 x 2560 bytes x 32 layers x 8,192 tokens = 5.4 GB of 21.5, and costs
 2 more bytes per element in the backward pass, 1.2 ms of a 200 ms step on an H200.
-
-Not here: its speed (bench/kernels.py).
 """
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from kernels import operator
 from kernels.rows import before_linear, linear, read, rows, weight_gradient, write
@@ -82,11 +81,7 @@ def backward_kernel(
     tl.store(dbias + tl.program_id(0) * F + f_F, tl.sum(sum_NF, 0), mask=f_F < F)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The operator: rows flattened to [N, F]; the linear layer is optional
-
-Tensor = torch.Tensor
-
+# ---- The operator: rows flattened to [N, F]; the linear layer is optional --------------------------------------------
 
 @operator("gelu_linear")
 def gelu_linear_op(h_NF: Tensor, gelu_bias_F: Tensor, weight_DF: Tensor | None, bias_D: Tensor | None) -> Tensor:

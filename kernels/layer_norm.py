@@ -13,12 +13,11 @@ The arithmetic is negligible; the time is that of moving bytes. Per element, in 
 The backward pass needs the sum, which the next residual keeps anyway, and two fp32 numbers per row. A linear layer
 after the norm would also keep its input y. `norm_linear` does not: the backward kernel has h in registers and writes y
 again. That saves 2 x 2 D bytes per token and layer, 2.7 GB of 21.5 in a micro-batch of 8,192 tokens (with gelu.py 8.1).
-
-Not here: its speed (bench/kernels.py).
 """
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from kernels import architecture, operator
 from kernels.rows import before_linear, linear, read, rows, weight_gradient, write
@@ -103,11 +102,7 @@ def backward_kernel(
     tl.store(dbias + tl.program_id(0) * D + d_D, db_D, mask=inside_D)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The operator: rows flattened to [N, D]; residual and linear layer are optional
-
-Tensor = torch.Tensor
-
+# ---- The operator: rows flattened to [N, D]; residual and linear layer are optional ----------------------------------
 
 @operator("norm_linear")
 def norm_linear_op(x_ND: Tensor, residual_ND: Tensor | None, norm_weight_D: Tensor, norm_bias_D: Tensor, eps: float,

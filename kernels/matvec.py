@@ -10,7 +10,7 @@ scale belongs to weights of 8 bits, one per output: they are widened in register
 
     COST: 2 I O bytes in bf16, I O in int8. BioMedLM's four layers of a block: 157 MB in bf16, 52 us at 3 TB/s
 
-Not here: many rows (torch's products on tensor cores); the gradient; its speed (bench/kernels.py).
+Not here: many rows (torch's products on tensor cores); the gradient.
 """
 import torch
 import triton
