@@ -19,7 +19,7 @@ import torch
 
 from model import linears
 from plumbing.common import UserError
-from sampling.fast_linear import LAYOUTS, FastLinear, available, has
+from sampling.fast_linear import FastLinear, available, has
 from sampling.native import library
 
 ROWS = 64                     # of a prompt
@@ -111,7 +111,7 @@ def measure(layout, W_OI, between):
 @torch.inference_mode()
 def time_of_rows(linear, rows, between):
     """The shortest seconds of REPEATS products. between() reads other memory, which empties the processor's cache."""
-    x_BI = torch.ones(rows, linear.inputs, dtype=LAYOUTS[linear.layout].inputs or linear.dtype)
+    x_BI = torch.ones(rows, linear.inputs, dtype=linear.dtype)
     linear(x_BI)
     seconds = []
     for _ in range(REPEATS):

@@ -42,7 +42,7 @@ BLOCK = 2**19                            # weights converted at a time: 2 MB in 
 MIN_BYTES_TO_JUDGE_BANDWIDTH = 2**28     # per token; fewer may stay in the cache
 
 # ---- The layouts: how each packs the weights, and multiplies x_BI with them. I and O: inputs, outputs ----
-# scale_O belongs to weights of 8 bits, and is None for others; bias_O may be None.
+# scale_O belongs to weights of 8 bits, and is None for others; bias_O, in the dtype of the inputs, may be None.
 
 
 def quantize(W_OI):
@@ -60,10 +60,6 @@ def quantize_int4(W_OI, group=32, multiple=256):
     return steps_OGI.round_().clamp_(-8, 7).to(torch.int8).flatten(1), scale_OG
 
 
-def as_they_are(W_OI, scale_O, bias_O):
-    return W_OI, scale_O, bias_O
-
-
 def plain(x_BI, W_OI, scale_O, bias_O):
     return F.linear(x_BI, W_OI, bias_O)
 
@@ -79,15 +75,7 @@ def widened(x_BI, W_OI, scale_O, bias_O):
     y_BO = torch.cat([x_BI @ buffer_PI[:len(W_PI)].copy_(W_PI).t() for W_PI in W_OI.split(rows)], -1)
     if scale_O is not None:
         y_BO *= scale_O.to(y_BO.dtype)
-    return y_BO if bias_O is None else y_BO + bias_O.to(y_BO.dtype)
-
-
-def pack_matvec(W_OI, scale_O, bias_O):
-    return in_lines(W_OI), scale_O, None if bias_O is None else bias_O.float()
-
-
-def pack_int4(W_OI, scale_O, bias_O):
-    return in_blocks(*quantize_int4(W_OI)), None, None if bias_O is None else bias_O.float()
+    return y_BO if bias_O is None else y_BO + bias_O
 
 
 def few_or_many(x_BI, W_OC, scale_O, bias_O):
@@ -97,21 +85,17 @@ def few_or_many(x_BI, W_OC, scale_O, bias_O):
     return F.linear(x_BI, W_OC[:, :x_BI.shape[1]], bias_O)
 
 
-def pack_onednn(W_OI, scale_O, bias_O):
-    return torch.ops.mkldnn._reorder_linear_weight(W_OI, 1), bias_O
-
-
-def onednn(x_BI, packed, bias_O):
+def onednn(x_BI, packed, scale_O, bias_O):
     return torch.ops.mkldnn._linear_pointwise(x_BI, packed, bias_O, "none", [], "")
 
 
-def pack_int8(int8_OI, scale_O, bias_O):
+def pack_int8(int8_OI, scale_O):
+    """(packed, sum_O): the sum of an output's weights takes the place of their scale, which `packed` contains."""
     with warnings.catch_warnings():                # torch plans to replace its quantized tensors; see `operators`
         warnings.simplefilter("ignore", UserWarning)
         zero_O = torch.zeros(len(int8_OI), dtype=torch.int64)
         quantized_OI = torch._make_per_channel_quantized_tensor(int8_OI, scale_O, zero_O, 0)
-    sum_O = int8_OI.float().sum(1) * scale_O
-    return torch.ops.quantized.linear_prepack(quantized_OI, None), sum_O, 0.0 if bias_O is None else bias_O.float()
+    return torch.ops.quantized.linear_prepack(quantized_OI, None), int8_OI.float().sum(1) * scale_O
 
 
 def int8(x_BI, packed, sum_O, bias_O):
@@ -126,28 +110,29 @@ def int8(x_BI, packed, sum_O, bias_O):
     span_B1 = (high_B1 - low_B1).clamp(min=1e-12)
     y_BO = torch.ops.quantized.linear_dynamic((x_BI - low_B1) / span_B1, packed,
                                               not has("avx512_vnni", "avx_vnni", "amx_int8"))
-    return y_BO.mul_(span_B1).addcmul_(low_B1, sum_O).add_(bias_O)
+    y_BO.mul_(span_B1).addcmul_(low_B1, sum_O)
+    return y_BO if bias_O is None else y_BO.add_(bias_O)
 
 
 @dataclass(frozen=True)
 class Layout:
-    pack: Callable                                  # (W_OI, scale_O, bias_O) -> packed, the arguments of multiply
-    multiply: Callable                              # (x_BI, *packed) -> y_BO
+    pack: Callable | None                           # (W_OI, scale_O) -> both as multiply reads them; None: as they are
+    multiply: Callable                              # (x_BI, packed weights, packed scale, bias_O) -> y_BO
     inputs: torch.dtype | None                      # dtype of x_BI on a CPU; None keeps the model's
     int8: bool = False                              # weights of 8 bits
     operators: tuple[str, ...] = ()                 # private operators of torch, which a release may drop
 
 
 LAYOUTS = {
-    "plain": Layout(as_they_are, plain, None),
-    "matvec": Layout(pack_matvec, few_or_many, torch.float32),
-    "matvec_int8": Layout(pack_matvec, matvec, torch.float32, True),
-    "matvec_int4": Layout(pack_int4, matvec, torch.float32),
-    "onednn": Layout(pack_onednn, onednn, torch.bfloat16, False,
-                     ("mkldnn._reorder_linear_weight", "mkldnn._linear_pointwise")),
+    "plain": Layout(None, plain, None),
+    "matvec": Layout(lambda W_OI, scale_O: (in_lines(W_OI), scale_O), few_or_many, torch.float32),
+    "matvec_int8": Layout(lambda W_OI, scale_O: (in_lines(W_OI), scale_O), matvec, torch.float32, True),
+    "matvec_int4": Layout(lambda W_OI, scale_O: (in_blocks(*quantize_int4(W_OI)), None), matvec, torch.float32),
+    "onednn": Layout(lambda W_OI, scale_O: (torch.ops.mkldnn._reorder_linear_weight(W_OI, 1), None), onednn,
+                     torch.bfloat16, False, ("mkldnn._reorder_linear_weight", "mkldnn._linear_pointwise")),
     "int8": Layout(pack_int8, int8, torch.float32, True, ("quantized.linear_prepack", "quantized.linear_dynamic")),
-    "widened": Layout(as_they_are, widened, torch.float32),
-    "widened_int8": Layout(as_they_are, widened, torch.float32, True),
+    "widened": Layout(None, widened, torch.float32),
+    "widened_int8": Layout(None, widened, torch.float32, True),
 }
 
 
@@ -172,10 +157,11 @@ class FastLinear(nn.Module):
 
     def __init__(self, weight_OI, bias_O, layout):
         super().__init__()
-        self.layout = layout
-        self.inputs, self.dtype = weight_OI.shape[1], weight_OI.dtype
+        self.layout, self.inputs = layout, weight_OI.shape[1]
+        self.dtype = (LAYOUTS[layout].inputs if weight_OI.is_cpu else None) or weight_OI.dtype       # of the inputs
         weight_OI, scale_O = quantize(weight_OI) if LAYOUTS[layout].int8 else (weight_OI, None)
-        self.packed = LAYOUTS[layout].pack(weight_OI, scale_O, bias_O)
+        packed = LAYOUTS[layout].pack(weight_OI, scale_O) if LAYOUTS[layout].pack else (weight_OI, scale_O)
+        self.packed = *packed, None if bias_O is None else bias_O.to(self.dtype)
         self.bytes = (self.packed[0] if layout == "matvec_int4" else weight_OI).nbytes
 
     def forward(self, x):
@@ -200,10 +186,9 @@ def lay_out(model, layout):
 
     # The LayerNorms and the position embedding take the dtype of the inputs. The token embedding keeps its own: a bf16
     # row plus an fp32 position is fp32.
-    inputs = LAYOUTS[layout].inputs if model.wte.weight.is_cpu else None
     for name, p in model.named_parameters():
         if name != "wte.weight":
-            p.data = p.data.to(inputs or p.dtype)
+            p.data = p.data.to(model.lm_head.dtype)
 
 
 def weight_bytes(model):
