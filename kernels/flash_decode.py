@@ -25,12 +25,6 @@ KEYS, WARPS = 64, 4                  # keys of a tile: 16 KB of K and of V
 PROGRAMS = 256                       # about two per processor
 
 
-def decode_reference(q_BHK, k_cache_BHSK, v_cache_BHSK, length, scale):
-    """Attention of one query over the first `length` keys of the caches, written out."""
-    z_BHS = scale * (k_cache_BHSK[:, :, :length] @ q_BHK[..., None])[..., 0]
-    return (z_BHS.softmax(-1)[:, :, None] @ v_cache_BHSK[:, :, :length])[:, :, 0]
-
-
 @triton.jit
 def decode_kernel(
     q,                          # [B, H, K], rows `stride_q` apart

@@ -58,7 +58,6 @@ def backward_kernel(
     g,                          # [N, F]: the forward pass's output, written again; None without a linear layer
     dbias,                      # [programs, F] fp32: column sums per program, added up afterwards in a fixed order
     N, F,
-    AGAIN: tl.constexpr,        # whether to write g
     ROWS: tl.constexpr,         # rows and columns of a tile
     COLUMNS: tl.constexpr,
     STEPS: tl.constexpr,        # tiles of a program, one below the other
@@ -75,7 +74,7 @@ def backward_kernel(
         slope_NF = s_NF + x_NF * s_NF * (1 - s_NF) * (1 + x_NF * x_NF * (3 * CUBIC)) * (2 * SLOPE)
         dh_NF = read(dg + offset_NF, inside_NF) * slope_NF
         write(dh + offset_NF, dh_NF, inside_NF)
-        if AGAIN:
+        if g is not None:
             write(g + offset_NF, x_NF * s_NF, inside_NF)
         sum_NF += dh_NF                                           # rows outside have dg = 0
     tl.store(dbias + tl.program_id(0) * F + f_F, tl.sum(sum_NF, 0), mask=f_F < F)
@@ -107,8 +106,7 @@ def gelu_linear_backward_op(dout_ND: Tensor, h_NF: Tensor, gelu_bias_F: Tensor,
     programs = triton.cdiv(N, ROWS * STEPS)
     dbias_PF = h_NF.new_empty(programs, F, dtype=torch.float32)
     backward_kernel[(programs, triton.cdiv(F, COLUMNS))](
-        h_NF, gelu_bias_F, dg_NF, dh_NF, g_NF, dbias_PF, N, F, AGAIN=g_NF is not None, ROWS=ROWS, COLUMNS=COLUMNS,
-        STEPS=STEPS, num_warps=WARPS)
+        h_NF, gelu_bias_F, dg_NF, dh_NF, g_NF, dbias_PF, N, F, ROWS=ROWS, COLUMNS=COLUMNS, STEPS=STEPS, num_warps=WARPS)
     return dh_NF, dbias_PF.sum(0).to(gelu_bias_F.dtype), weight_gradient(dout_ND, g_NF)
 
 

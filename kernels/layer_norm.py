@@ -31,19 +31,18 @@ def forward_kernel(
     x,                          # [N, D]
     residual,                   # [N, D], added first; None for a plain LayerNorm
     weight, bias,               # [D]
-    total,                      # [N, D]: x + residual, written; None for a plain LayerNorm
+    total,                      # [N, D]: x + residual, written; empty for a plain LayerNorm
     y,                          # [N, D]: written
     mean, rstd,                 # [N] fp32: written
     D,                          # width of a row
     eps,                        # fp32
-    RESIDUAL: tl.constexpr,     # whether residual and total exist
     LANES: tl.constexpr,        # D rounded up to a power of two
 ):
     n = tl.program_id(0).to(tl.int64)                             # one row a program
     d_D = tl.arange(0, LANES)
     inside_D = d_D < D
     x_D = read(x + n * D + d_D, inside_D)
-    if RESIDUAL:
+    if residual is not None:
         x_D += read(residual + n * D + d_D, inside_D)
         rounded_D = x_D.to(total.dtype.element_ty)
         tl.store(total + n * D + d_D, rounded_D, mask=inside_D)
@@ -71,8 +70,6 @@ def backward_kernel(
     y,                          # [N, D]: the norm's output, written again; None without a linear layer
     dweight, dbias,             # [programs, D] fp32: partial sums, added up afterwards in a fixed order
     N, D,
-    RESIDUAL: tl.constexpr,     # whether dtotal exists
-    AGAIN: tl.constexpr,        # whether to write y
     LANES: tl.constexpr,        # D rounded up to a power of two
 ):
     d_D = tl.arange(0, LANES)
@@ -90,10 +87,10 @@ def backward_kernel(
         h_D = tl.where(inside_D, (x_D - tl.load(mean + n)) * r, 0.0)
         g_D = dy_D * w_D
         dx_D = r * (g_D - tl.sum(g_D, 0) / D - h_D * (tl.sum(g_D * h_D, 0) / D))
-        if RESIDUAL:
+        if dtotal is not None:
             dx_D += read(dtotal + n * D + d_D, inside_D)
         write(dx + n * D + d_D, dx_D, inside_D)
-        if AGAIN:
+        if y is not None:
             b_D = read(bias + d_D, inside_D)
             write(y + n * D + d_D, h_D * w_D + b_D, inside_D)
         dw_D += dy_D * h_D
@@ -112,7 +109,7 @@ def norm_linear_op(x_ND: Tensor, residual_ND: Tensor | None, norm_weight_D: Tens
     total_ND = x_ND.new_empty(0) if residual_ND is None else torch.empty_like(residual_ND)
     y_ND, mean_N, rstd_N = torch.empty_like(x_ND), *(x_ND.new_empty(N, dtype=torch.float32) for _ in range(2))
     forward_kernel[(N,)](x_ND, residual_ND, norm_weight_D, norm_bias_D, total_ND, y_ND, mean_N, rstd_N, D, eps,
-                         RESIDUAL=residual_ND is not None, LANES=triton.next_power_of_2(D), num_warps=WARPS)
+                         LANES=triton.next_power_of_2(D), num_warps=WARPS)
     return total_ND, linear(y_ND, weight_FD, bias_F), mean_N, rstd_N
 
 
@@ -137,8 +134,7 @@ def norm_linear_backward_op(dtotal_ND: Tensor | None, dout_NF: Tensor, x_ND: Ten
     dtotal_ND = None if dtotal_ND is None else dtotal_ND.contiguous()
     backward_kernel[(programs,)](
         x_ND, dy_ND, dtotal_ND, norm_weight_D, norm_bias_D, mean_N, rstd_N, dx_ND, y_ND, dnorm_weight_PD,
-        dnorm_bias_PD, N, D, RESIDUAL=dtotal_ND is not None, AGAIN=weight_FD is not None,
-        LANES=triton.next_power_of_2(D), num_warps=WARPS)
+        dnorm_bias_PD, N, D, LANES=triton.next_power_of_2(D), num_warps=WARPS)
     dnorm_weight_D, dnorm_bias_D = dnorm_weight_PD.sum(0), dnorm_bias_PD.sum(0)
     return (dx_ND, dnorm_weight_D.to(norm_weight_D.dtype), dnorm_bias_D.to(norm_bias_D.dtype),
             weight_gradient(dout_NF, y_ND))

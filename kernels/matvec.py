@@ -41,7 +41,7 @@ def matvec_kernel(
     residual,                   # [B, O], or None
     out,                        # [B, O]: written
     B, I, O,                    # noqa: E741
-    SCALE: tl.constexpr, BIAS: tl.constexpr, GELU: tl.constexpr, RESIDUAL: tl.constexpr,       # what there is
+    GELU: tl.constexpr,
     ROWS: tl.constexpr,         # rows of x, outputs and inputs of a tile
     OUTPUTS: tl.constexpr,
     INPUTS: tl.constexpr,
@@ -62,14 +62,14 @@ def matvec_kernel(
         sum_BOI += x_BOI.to(tl.float32) * w_1OI.to(tl.float32)
     y_BO = tl.sum(sum_BOI, 2)                                     # threads are summed once, at the end
 
-    if SCALE:
+    if scale is not None:
         y_BO *= read(scale + o_O, o_O < O)[None, :]
-    if BIAS:
+    if bias is not None:
         y_BO += read(bias + o_O, o_O < O)[None, :]
     if GELU:
         y_BO *= _sigmoid_2u(y_BO)
     offset_BO, inside_BO = b_B[:, None] * O + o_O[None, :], (b_B < B)[:, None] & (o_O < O)[None, :]
-    if RESIDUAL:
+    if residual is not None:
         y_BO += read(residual + offset_BO, inside_BO)
     write(out + offset_BO, y_BO, inside_BO)
 
@@ -82,9 +82,8 @@ def matvec(x_BI: torch.Tensor, weight_OI: torch.Tensor, scale_O: torch.Tensor | 
     (B, I), O = x_BI.shape, len(weight_OI)                        # noqa: E741
     out_BO, rows = x_BI.new_empty(B, O), min(ROWS, triton.next_power_of_2(B))
     matvec_kernel[triton.cdiv(B, rows), triton.cdiv(O, OUTPUTS)](
-        x_BI, weight_OI, scale_O, bias_O, residual_BO, out_BO, B, I, O, SCALE=scale_O is not None,
-        BIAS=bias_O is not None, GELU=gelu, RESIDUAL=residual_BO is not None, ROWS=rows, OUTPUTS=OUTPUTS, INPUTS=INPUTS,
-        num_warps=WARPS)
+        x_BI, weight_OI, scale_O, bias_O, residual_BO, out_BO, B, I, O, GELU=gelu, ROWS=rows, OUTPUTS=OUTPUTS,
+        INPUTS=INPUTS, num_warps=WARPS)
     return out_BO
 
 

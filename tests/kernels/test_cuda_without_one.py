@@ -253,6 +253,6 @@ def test_no_address_overflows_at_64_sequences_of_8192_tokens(only_the_last_progr
     one_D, statistics_2N = torch.ones(F), torch.zeros(2, B * T)
     x_ND[-1] = torch.randn(F)
     layer_norm.forward_kernel[B * T,](x_ND, None, one_D, 0 * one_D, None, y_ND, *statistics_2N, F, 1e-5,
-                                      RESIDUAL=False, LANES=16384)
+                                      LANES=16384)
     reference = torch.nn.functional.layer_norm(x_ND[-1:].double(), (F,))
     assert relative_error(y_ND[-1:], reference) < 1e-2
