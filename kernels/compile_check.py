@@ -6,8 +6,7 @@ launching it. The assembler is the one that would run on the GPU (kernels.assemb
 The table has what limits a kernel there: registers, spills to slow memory, shared memory, programs per processor, and
 the instructions that make the chip fast (tensor cores, asynchronous copies).
 
-On Hopper the machine code is also searched for the fault that makes attention need ptxas 13.3: an instruction that
-overwrites a register operand of a product (HGMMA) before the wait for it.
+On Hopper `overwritten` also searches the machine code for the fault that makes attention need ptxas 13.3.
 
     python -m kernels.compile_check --jobs 2    the table of results/kernels.md; ends with 1 if a kernel falls short
 """
@@ -16,8 +15,8 @@ import re
 import subprocess
 import sys
 import tempfile
-from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from types import SimpleNamespace
 
 import torch
@@ -219,11 +218,10 @@ def main(options):
     print(*(f"sm_{arch}: ptxas {kernels.assembler(arch).version}" for arch in (90, 80)), sep=", ")
     print(f"{'':5s} {'case':46s} {'kernel':20s} warps reg spill  shared prog  tensor (reg) cp.async TMA  all")
     bad = 0
-    with multiprocessing.get_context("spawn").Pool(options.jobs) if options.jobs > 1 else nullcontext() as pool:
-        for rows in pool.imap(check, todo) if pool else map(check, todo):
-            for row, reasons in rows:
-                print(row, *reasons, sep="  <-- " if reasons else "")
-                bad += bool(reasons)
+    checked = multiprocessing.get_context("spawn").Pool(options.jobs).imap if options.jobs > 1 else map
+    for row, reasons in chain.from_iterable(checked(check, todo)):
+        print(row, *reasons, sep="  <-- " if reasons else "")
+        bad += bool(reasons)
     print(f"{bad} kernels fall short" if bad else "no kernel spills, overflows or lacks an instruction")
     return bad
 

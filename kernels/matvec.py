@@ -42,9 +42,7 @@ def matvec_kernel(
     out,                        # [B, O]: written
     B, I, O,                    # noqa: E741
     GELU: tl.constexpr,
-    ROWS: tl.constexpr,         # rows of x, outputs and inputs of a tile
-    OUTPUTS: tl.constexpr,
-    INPUTS: tl.constexpr,
+    ROWS: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr,                # of a tile
 ):
     b_B = tl.program_id(0) * ROWS + tl.arange(0, ROWS)            # first, so that neighbours read the same weights
     o_O = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)

@@ -8,38 +8,33 @@
 #include <string.h>
 #include "native.h"
 
-/* y += the sum of w[r] * rows[r], n numbers each, over `few` rows. The rows that are read next are `next` numbers on. */
-static inline void add(float *y, const float *const *rows, const float *w, int few, long n, long next) {
+/* y += the sum of weights[r] * row r, n numbers each, for `few` rows: r = 0, apart, 2 apart ... Row r is r * stride on. */
+static inline void add(float *y, const float *weights, const float *rows, int few, long apart, long stride, long n) {
+    float w[STREAMS];
     long i = 0;
+    EACH(r, few) w[r] = weights[r * apart];
     for (; i + 16 <= n; i += 16) {
         f8_anywhere *two = (f8_anywhere *)(y + i);
         f8 first = two[0], second = two[1];
         EACH(r, few) {
-            const f8_anywhere *row = (const f8_anywhere *)(rows[r] + i);
+            const float *here = rows + r * apart * stride + i;
+            const f8_anywhere *row = (const f8_anywhere *)here;
             f8 weight = {w[r], w[r], w[r], w[r], w[r], w[r], w[r], w[r]};
-            __builtin_prefetch(rows[r] + next + i);
+            __builtin_prefetch(here + stride);
             first = fused(weight, row[0], first), second = fused(weight, row[1], second);
         }
         two[0] = first, two[1] = second;
     }
     for (; i < n; i++)
-        for (int r = 0; r < few; r++) y[i] += w[r] * rows[r][i];
+        for (int r = 0; r < few; r++) y[i] += w[r] * rows[r * apart * stride + i];
 }
 
 /* y = the sum of weights[j] * rows[j], n numbers each; consecutive rows are `stride` apart. */
 static void blend(float *y, const float *weights, const float *rows, long stride, long count, long n) {
     long apart = count / STREAMS;
     memset(y, 0, n * sizeof(float));
-    for (long j = 0; j < apart; j++) {
-        const float *here[STREAMS];
-        float w[STREAMS];
-        for (int s = 0; s < STREAMS; s++) here[s] = rows + (j + s * apart) * stride, w[s] = weights[j + s * apart];
-        add(y, here, w, STREAMS, n, stride);
-    }
-    for (long j = STREAMS * apart; j < count; j++) {
-        const float *here = rows + j * stride;
-        add(y, &here, weights + j, 1, n, 0);
-    }
+    for (long j = 0; j < apart; j++) add(y, weights + j, rows + j * stride, STREAMS, apart, stride, n);
+    for (long j = STREAMS * apart; j < count; j++) add(y, weights + j, rows + j * stride, 1, apart, stride, n);
 }
 
 static void softmax(float *z, float scale, long n) {
