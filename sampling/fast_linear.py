@@ -44,7 +44,6 @@ MIN_BYTES_TO_JUDGE_BANDWIDTH = 2**28     # per token; fewer may stay in the cach
 # ---- The layouts: how each packs the weights, and multiplies x_BI with them. I and O: inputs, outputs ----
 # scale_O belongs to weights of 8 bits, and is None for others; bias_O, in the dtype of the inputs, may be None.
 
-
 def quantize(W_OI):
     """(int8_OI, scale_O): the largest weight of each output becomes 127."""
     scale_O = W_OI.float().abs().amax(1).clamp(min=1e-12) / 127
@@ -151,7 +150,6 @@ def available(layout):
 
 # ---- A model in a layout ----
 
-
 class FastLinear(nn.Module):
     """nn.Linear for inference, with its weights in one of the LAYOUTS. `bytes`: of weights that a call reads."""
 
@@ -197,7 +195,6 @@ def weight_bytes(model):
 
 
 # ---- How fast memory is ----
-
 
 def bandwidth_meter(device):
     """A function that measures once how many bytes memory gives per second.
