@@ -24,15 +24,6 @@ ROWS = 4                             # rows of x that share one reading of the w
 OUTPUTS, INPUTS, WARPS = 4, 512, 4   # of a tile of weights: 4 KB in bf16, 16 elements per thread
 
 
-def matvec_reference(x_BI, weight_OI, scale_O=None, bias_O=None, gelu=False, residual_BO=None):
-    """The same function written out."""
-    y_BO = x_BI @ weight_OI.to(x_BI.dtype).T
-    y_BO = y_BO if scale_O is None else y_BO * scale_O
-    y_BO = y_BO if bias_O is None else y_BO + bias_O
-    y_BO = torch.nn.functional.gelu(y_BO, approximate="tanh") if gelu else y_BO
-    return y_BO if residual_BO is None else y_BO + residual_BO
-
-
 @triton.jit
 def matvec_kernel(
     x,                          # [B, I]

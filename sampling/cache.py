@@ -6,8 +6,7 @@ token alone, appends k and v, and lets q attend to all. Without it every step wo
 
     COST: 2 n_layer n_embd numbers per token and row; 328 kB for BioMedLM in bf16
 
-Not here: the loop that uses it (sample.py), the same on a GPU as fixed addresses (cuda_graph.py), attention of one
-token in C (attend.c).
+Not here: the loop that uses it (sample.py), the same at fixed addresses (cuda_graph.py) and in C (cpu_step.c).
 """
 from functools import partial
 

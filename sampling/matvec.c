@@ -104,9 +104,9 @@ INLINE long input_bytes(int kind, long columns) {
     return kind == INT4 ? columns / BLOCK * (long)sizeof(Inputs4) : columns * (kind == INT8 ? 2 : 4);
 }
 
-/* total[s][b] = the row from row[s] on times the vector from x[b] on, over n columns, whole units. */
-INLINE void meet(int kind, const char *const row[STREAMS], const void *const x[FEW], float total[STREAMS][FEW],
-                 int few, long n) {
+/* sums[s][b] += the row from row[s] on times the vector from x[b] on, over n columns, whole units. */
+INLINE void meet(int kind, const char *const row[STREAMS], const void *const x[FEW], float sums[STREAMS][FEW], int few,
+                 long n) {
     f8 floats[STREAMS * FEW] = {0};
     i8 ints[STREAMS * FEW] = {0};
     for (long i = 0; i < n; i += unit(kind)) {
@@ -124,7 +124,7 @@ INLINE void meet(int kind, const char *const row[STREAMS], const void *const x[F
     }
     EACH(s, STREAMS) EACH(b, few) {
         int k = s * few + b;
-        total[s][b] = across(kind == INT8 ? __builtin_convertvector(ints[k], f8) : floats[k]);
+        sums[s][b] += across(kind == INT8 ? __builtin_convertvector(ints[k], f8) : floats[k]);
     }
 }
 
@@ -188,15 +188,14 @@ typedef struct {
 /* The rows r, r + apart ... of W times the vectors b, b + 1 ..., from column `start` to before `end`. */
 INLINE void tile(int kind, const Work *t, long r, long b, int few, long start, long end) {
     long rows[STREAMS], O = t->m->outputs;
-    float sums[STREAMS][FEW] = {{0}}, total[STREAMS][FEW];
+    float sums[STREAMS][FEW] = {{0}};
     EACH(s, STREAMS) rows[s] = r + s * t->apart < O ? r + s * t->apart : O - 1;   /* after the last row, the last again */
     for (long c = start; c < end; c += CHUNK) {
         const char *w[STREAMS];
         const void *x[FEW];
         EACH(s, STREAMS) w[s] = t->m->W + rows[s] * bytes(kind, t->columns) + bytes(kind, c);
         EACH(v, few) x[v] = t->x + (b + v) * input_bytes(kind, t->columns) + input_bytes(kind, c);
-        meet(kind, w, x, total, few, end - c < CHUNK ? end - c : CHUNK);
-        EACH(s, STREAMS) EACH(v, few) sums[s][v] += total[s][v];
+        meet(kind, w, x, sums, few, end - c < CHUNK ? end - c : CHUNK);
     }
     for (int s = 0; s < STREAMS && r + s * t->apart < O; s++)
         for (int v = 0; v < few; v++) {

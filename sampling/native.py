@@ -23,7 +23,7 @@ import torch
 from plumbing.common import written_whole
 
 HERE = Path(__file__).parent
-SOURCES = [HERE / name for name in ("matvec.c", "attend.c", "cpu_step.c")]
+SOURCES = [HERE / name for name in ("matvec.c", "cpu_step.c")]
 FLAGS = ("-O3", "-ffp-contract=off", "-shared", "-fPIC")
 NATIVE = ("-march=native", "-mcpu=native")       # clang on ARM knows the second
 OPENMP = ("-fopenmp", "")                        # Apple's clang has none: the loops then run in one thread
