@@ -2,8 +2,7 @@
 
 Teaches how a distribution over the next token becomes text (temperature, top-k, top-p, repetition penalty), and the two
 phases of generation: the prompt is read once for all its samples, then each step adds one token per sample.
-Not here: the network (model.py); the cache, how weights lie in memory, one token as one call, prompts and stop strings,
---score (sampling/, listed in its __init__.py).
+Not here: the network (model.py); the cache, weight layouts and other parts, which sampling/__init__.py lists.
 
     python sample.py --model out/demo/model --prompt "Metoprolol is"
     python sample.py --model stanford-crfm/BioMedLM --prompt "Photosynthesis is" --num-samples 3 --dtype int8
@@ -262,9 +261,7 @@ def continue_file(cfg, model, tok):
 
 def continue_prompts(cfg, model, tok, encoded, show=lambda text: None):
     """Continue encoded prompts of one length. Returns the texts, [[sample, ...] of each prompt], and the figures.
-
-    `show` receives the text of the first sample while it is made.
-    """
+    `show` receives the text of the first sample while it is made."""
     T, positions = len(encoded[0]), model.cfg.n_positions
     if T + cfg.max_new_tokens > positions:
         print(f"note: stopping after {positions - T} new tokens, where the model's {positions} positions end",

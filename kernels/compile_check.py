@@ -26,7 +26,8 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 import kernels
-from kernels import cross_entropy, flash_attention, flash_decode, gelu, layer_norm, matvec
+from kernels import cross_entropy, flash_decode, gelu, layer_norm, matvec
+from kernels.flash_attention import flash_attention
 from plumbing.common import parse_args
 
 SHARED_OF_PROGRAM = {80: 99 * 1024, 90: 227 * 1024}            # 80 is all of sm_8x, of which A10 and 4090 have least
@@ -110,19 +111,16 @@ def facts_of(compiled, arch, disassembled=True):
 
 def shortfalls(facts, arch, case, kernel):
     """The reasons why a kernel should not run on `arch`; empty if there are none."""
-    reasons, attention = [], case.startswith("attention")
+    attention, most, overwrites = case.startswith("attention"), SHARED_OF_PROGRAM[arch], facts.get("overwritten")
     spill = KNOWN_SPILLS.get(case, {}).get(kernel, 0) if arch == 90 else 0
-    if facts["stack"] > spill:               # TRAP: 32 registers and kilobytes of stack mean that the assembler gave up
-        reasons.append(f"spills {facts['stack']} bytes per thread, {spill} are known")
-    if facts["shared"] > SHARED_OF_PROGRAM[arch]:
-        reasons.append(f"takes {facts['shared']} bytes of shared memory of {SHARED_OF_PROGRAM[arch]}")
-    if attention and "fp32" not in case and not facts[TENSOR_CORES[arch]]:
-        reasons.append("does not use the tensor cores")
-    if (attention or case == "cross_entropy") and not any(facts[name] for name in COPIES):
-        reasons.append("copies nothing asynchronously")
-    if facts.get("overwritten"):
-        reasons.append(f"overwrites operands of unfinished products in {facts['overwritten']} places")
-    return reasons
+    reasons = {         # TRAP: 32 registers and kilobytes of stack mean that the assembler gave up
+        f"spills {facts['stack']} bytes per thread, {spill} are known": facts["stack"] > spill,
+        f"takes {facts['shared']} bytes of shared memory of {most}": facts["shared"] > most,
+        "does not use the tensor cores": attention and "fp32" not in case and not facts[TENSOR_CORES[arch]],
+        "copies nothing asynchronously": (attention or case == "cross_entropy") and not any(map(facts.get, COPIES)),
+        f"overwrites operands of unfinished products in {overwrites} places": overwrites,
+    }
+    return [reason for reason, applies in reasons.items() if applies]
 
 
 # ---- The launches: {case: function that makes them} ------------------------------------------------------------------
@@ -143,10 +141,7 @@ def attention(width, T, docs=False, dropout_p=0.0, dtype=torch.bfloat16):
     doc_start_BT = torch.zeros(2, T, dtype=torch.int32) if docs else None
     qkv_BT3C = torch.zeros(2, T, 3 * 2 * width, dtype=dtype, requires_grad=True)
     seed = torch.zeros(1, dtype=torch.int64)
-
-    def call():
-        flash_attention.flash_attention(qkv_BT3C, 2, 0.1, dropout_p, seed, doc_start_BT).sum().backward()
-    return {case: call}
+    return {case: lambda: flash_attention(qkv_BT3C, 2, 0.1, dropout_p, seed, doc_start_BT).sum().backward()}
 
 
 def others():
@@ -173,10 +168,8 @@ def others():
 
 def cases(arch, everything=True):
     """Every kernel and tile in every form that is launched; without `everything`, in its largest, and not in fp32.
-
     The largest code on the pointer path is odd T with documents. On Hopper, even T uses descriptors, which is different
-    code. Without documents a kernel has one run of tiles less and is otherwise the same.
-    """
+    code. Without documents a kernel has one run of tiles less and is otherwise the same."""
     table = {}
     for width in (128, 64):
         table |= attention(width, 1000, docs=True)
@@ -195,31 +188,31 @@ def cases(arch, everything=True):
     return table | {case: call for case, call in others().items() if everything or case not in smaller}
 
 
-def check(case):
+def check(job):
     """[(line of the table, reasons)] for the kernels of one case."""
-    arch, name, everything = case
+    arch, case, everything = job
     with knobs.nvidia.scope():
         knobs.nvidia.ptxas = kernels.assembler(arch).path
-        launched = compiled_kernels(arch, cases(arch, everything)[name])
+        launched = compiled_kernels(arch, cases(arch, everything)[case])
     rows = []
     for kernel, compiled in launched:
         facts = facts_of(compiled, arch, everything)
         counts = " ".join(f"{facts[what]:>6}" for what in (TENSOR_CORES[arch], "from_registers", *COPIES, "all"))
-        row = (f"sm_{arch} {name:46s} {kernel:20s} {facts['warps']:2d} {facts['reg']:5d} {facts['stack']:5d} "
+        row = (f"sm_{arch} {case:46s} {kernel:20s} {facts['warps']:2d} {facts['reg']:5d} {facts['stack']:5d} "
                f"{facts['shared']:7d} {facts['programs']:4d} {counts}")
-        rows.append((row, shortfalls(facts, arch, name, kernel)))
+        rows.append((row, shortfalls(facts, arch, case, kernel)))
     return rows
 
 
 def main(options):
     """Print the table; return the number of kernels that fall short."""
-    todo = [(arch, name, options.everything) for arch in (90, 80) for name in cases(arch, options.everything)
-            if re.match(options.only, f"sm_{arch} {name}")]
+    jobs = [(arch, case, options.everything) for arch in (90, 80) for case in cases(arch, options.everything)
+            if re.match(options.only, f"sm_{arch} {case}")]
     print(*(f"sm_{arch}: ptxas {kernels.assembler(arch).version}" for arch in (90, 80)), sep=", ")
     print(f"{'':5s} {'case':46s} {'kernel':20s} warps reg spill  shared prog  tensor (reg) cp.async TMA  all")
     bad = 0
     checked = multiprocessing.get_context("spawn").Pool(options.jobs).imap if options.jobs > 1 else map
-    for row, reasons in chain.from_iterable(checked(check, todo)):
+    for row, reasons in chain.from_iterable(checked(check, jobs)):
         print(row, *reasons, sep="  <-- " if reasons else "")
         bad += bool(reasons)
     print(f"{bad} kernels fall short" if bad else "no kernel spills, overflows or lacks an instruction")

@@ -9,8 +9,7 @@ depends only on its own logits. With x the model's last hidden states and W the 
 
     z = x W^T,    dx = dz W,    dW = dz^T x
 
-are computed chunk by chunk, forward and backward together. The mean over targets and the gradient of the loss are
-factors, multiplied in at the end.
+are computed chunk by chunk, forward and backward together. The loss's own gradient is multiplied in at the end.
 
     COST, bytes per row in bf16        here 4 V: each logit is read and written once (the second pass hits the cache)
                                        torch 24 V: bf16 to fp32, log-softmax, its gradient
@@ -126,10 +125,7 @@ linear_cross_entropy_op.register_autograd(_backward, setup_context=_save)
 
 def linear_cross_entropy(x, weight, targets, chunk_rows=CHUNK_ROWS):
     """Mean cross-entropy of softmax(x weight^T) at the targets >= 0, in fp32; NaN without any, like torch.
-
-    x [..., D] in the dtype of the logits; weight [V, D] of any dtype, which its gradient has as well; targets [...]
-    int64.
-    """
+    x [..., D] in the dtype of the logits; weight [V, D] of any dtype, as is its gradient; targets [...] int64."""
     gradient = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     targets_N = targets.reshape(-1)
     loss = linear_cross_entropy_op(rows(x), weight, targets_N, gradient, chunk_rows)[0]

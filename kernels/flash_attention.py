@@ -115,18 +115,6 @@ def _visible_keys(doc_start, row, t, t_T, T, BLOCK_T: tl.constexpr, BLOCK_S: tl.
 
 
 @triton.jit
-def _run(part: tl.constexpr, a, b, c, d):
-    """(from, to) of one of three runs of tiles, a .. b .. c .. d.
-
-    Only the first and the last need a mask (document starts, diagonal). One loop that masks every tile would be
-    shorter, but comparisons and selects compete with exp2 for the same issue slots.
-    """
-    lo = a if part == 0 else b if part == 1 else c
-    hi = b if part == 0 else c if part == 1 else d
-    return lo, hi
-
-
-@triton.jit
 def _visible(t_T, s, start_T, BLOCK_S: tl.constexpr, DOCS: tl.constexpr):
     """Whether query t sees key s: [BLOCK_T, BLOCK_S]."""
     s_1S = (s + tl.arange(0, BLOCK_S))[None, :]
@@ -135,6 +123,9 @@ def _visible(t_T, s, start_T, BLOCK_S: tl.constexpr, DOCS: tl.constexpr):
         visible_TS &= s_1S >= start_T[:, None]
     return visible_TS
 
+
+# Each kernel reads its tiles in three runs. Only the first and the last need a mask (document starts, diagonal): in one
+# loop that masks every tile, comparisons and selects would compete with exp2 for the same issue slots.
 
 # ---- Forward ---------------------------------------------------------------------------------------------------------
 
@@ -171,9 +162,9 @@ def forward_kernel(
     m_T = tl.full([BLOCK_T], LOWEST, tl.float32)
     l_T = tl.zeros([BLOCK_T], tl.float32)
     o_TK = tl.zeros([BLOCK_T, K], tl.float32)
-    for part in tl.static_range(0 if DOCS else 1, 3):             # document starts, all visible, diagonal
-        lo, hi = _run(part, first, full, t, tl.minimum(t + BLOCK_T, T))
-        for s in tl.range(lo, hi, BLOCK_S):
+    runs = first, full, t, tl.minimum(t + BLOCK_T, T)             # document starts, all visible, diagonal
+    for part in tl.static_range(0 if DOCS else 1, 3):
+        for s in tl.range(runs[part], runs[part + 1], BLOCK_S):
             s = tl.multiple_of(s, BLOCK_S)
             k_SK = _load(kv, row, s, C + h * K, T, 3 * C, BLOCK_S, K, DESCRIPTOR, part == 2 and not EVEN)
             z_TS = tl.dot(q_TK, k_SK.T, input_precision="ieee")   # for fp32: the default is tf32
@@ -234,9 +225,9 @@ def dq_kernel(
     first, full, start_T = _visible_keys(doc_start, row, t, t_T, T, BLOCK_T, BLOCK_S, DOCS)
     scale = tl.load(scale_pointer)
     dq_TK = tl.zeros([BLOCK_T, K], tl.float32)
-    for part in tl.static_range(0 if DOCS else 1, 3):             # as in forward_kernel
-        lo, hi = _run(part, first, full, t, tl.minimum(t + BLOCK_T, T))
-        for s in tl.range(lo, hi, BLOCK_S):
+    runs = first, full, t, tl.minimum(t + BLOCK_T, T)             # as in forward_kernel
+    for part in tl.static_range(0 if DOCS else 1, 3):
+        for s in tl.range(runs[part], runs[part + 1], BLOCK_S):
             s = tl.multiple_of(s, BLOCK_S)
             k_SK = _load(kv, row, s, C + h * K, T, 3 * C, BLOCK_S, K, DESCRIPTOR, part == 2 and not EVEN)
             v_SK = _load(kv, row, s, 2 * C + h * K, T, 3 * C, BLOCK_S, K, DESCRIPTOR, part == 2 and not EVEN)
@@ -293,9 +284,9 @@ def dkdv_kernel(
     scale = tl.load(scale_pointer)
     dk_SK = tl.zeros([BLOCK_S, K], tl.float32)
     dv_SK = tl.zeros([BLOCK_S, K], tl.float32)
-    for part in tl.static_range(3 if DOCS or not EVEN else 2):    # diagonal, all visible, end of a document or of T
-        lo, hi = _run(part, s, diagonal, full, end)
-        for t in tl.range(lo, hi, BLOCK_T):
+    runs = s, diagonal, full, end                                 # diagonal, all visible, end of a document or of T
+    for part in tl.static_range(3 if DOCS or not EVEN else 2):
+        for t in tl.range(runs[part], runs[part + 1], BLOCK_T):
             t = tl.multiple_of(t, BLOCK_T)
             t_T = t + tl.arange(0, BLOCK_T)
             inside_T = t_T < (T if part != 1 and not EVEN else t + BLOCK_T)

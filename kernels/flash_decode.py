@@ -78,8 +78,7 @@ def decode_kernel(
 def combine_kernel(
     partial,                    # [B*H, SPLITS, K + 2] fp32: decode_kernel's sums
     out,                        # [B, H, K]: written
-    K: tl.constexpr,
-    SPLITS: tl.constexpr,
+    K: tl.constexpr, SPLITS: tl.constexpr,
 ):
     k_K, part_P = tl.arange(0, K), tl.program_id(0) * SPLITS + tl.arange(0, SPLITS)
     m_P = tl.load(partial + part_P * (K + 2) + K)
@@ -93,11 +92,8 @@ def combine_kernel(
 def append_and_decode(qkv_BC: torch.Tensor, k_cache_BHSK: torch.Tensor, v_cache_BHSK: torch.Tensor,
                       length_B: torch.Tensor, scale: float) -> torch.Tensor:
     """out_BC of one new token per row, whose key and value are written to the caches at length_B - 1.
-
     qkv_BC: c_attn's output, contiguous. length_B (int32 on the device, so that a CUDA graph can replay while the cache
-    fills) counts the new token. The caches may have any strides, if they are the same and the last dimension is
-    contiguous.
-    """
+    fills) counts the new token. The caches have the same strides, of which the last is 1."""
     (B, C3), (_, H, S, K) = qkv_BC.shape, k_cache_BHSK.shape
     assert k_cache_BHSK.stride() == v_cache_BHSK.stride(), "the caches must have the same strides"
     assert k_cache_BHSK.stride(3) == 1, "the last dimension of the caches must be contiguous"

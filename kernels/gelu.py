@@ -43,8 +43,7 @@ def forward_kernel(
     f_F = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside_NF = (n_N[:, None] < N) & (f_F[None, :] < F)
     offset_NF = n_N.to(tl.int64)[:, None] * F + f_F[None, :]
-    x_NF = read(h + offset_NF, inside_NF)
-    x_NF += read(bias + f_F, f_F < F)[None, :]
+    x_NF = read(h + offset_NF, inside_NF) + read(bias + f_F, f_F < F)[None, :]
     write(g + offset_NF, x_NF * _sigmoid_2u(x_NF), inside_NF)
 
 
@@ -114,16 +113,15 @@ def _(dout_ND, h_NF, gelu_bias_F, weight_DF):
 
 
 def _save(ctx, inputs, output):
-    h_NF, gelu_bias_F, weight_DF, bias_D = inputs
-    ctx.bias = bias_D is not None
+    h_NF, gelu_bias_F, weight_DF, _ = inputs
     ctx.save_for_backward(h_NF, gelu_bias_F, weight_DF)
 
 
 def _backward(ctx, dout_ND):
-    saved = ctx.saved_tensors           # TRAP: read it once; activation checkpointing recomputes at every read
-    dh_NF, dgelu_bias_F, dweight_DF = gelu_linear_backward_op(dout_ND, *saved)
-    dbias_D = dout_ND.sum(0, dtype=dout_ND.dtype) if ctx.bias else None
-    return dh_NF, dgelu_bias_F, None if saved[2] is None else dweight_DF, dbias_D
+    dh_NF, dgelu_bias_F, dweight_DF = gelu_linear_backward_op(dout_ND, *ctx.saved_tensors)
+    _, _, weight, bias = ctx.needs_input_grad
+    dbias_D = dout_ND.sum(0, dtype=dout_ND.dtype) if bias else None
+    return dh_NF, dgelu_bias_F, dweight_DF if weight else None, dbias_D
 
 
 gelu_linear_op.register_autograd(_backward, setup_context=_save)
@@ -135,7 +133,6 @@ def bias_gelu(x, bias):
 
 
 def gelu_linear(x, gelu_bias, weight, bias=None):
-    """linear(gelu(x + gelu_bias)), keeping only x. weight is [D, F] as in torch.nn.functional.linear; it and bias are
-    cast to x's dtype."""
+    """linear(gelu(x + gelu_bias)), keeping only x. weight [D, F] and bias are cast to x's dtype."""
     bias = bias if bias is None else bias.to(x.dtype)
     return gelu_linear_op(rows(x), gelu_bias, weight.to(x.dtype), bias).view(*x.shape[:-1], -1)

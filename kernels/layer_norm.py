@@ -146,20 +146,21 @@ def _(dtotal_ND, dout_NF, x_ND, norm_weight_D, norm_bias_D, mean_N, rstd_N, weig
 
 
 def _save(ctx, inputs, output):
-    x_ND, residual_ND, norm_weight_D, norm_bias_D, _, weight_FD, bias_F = inputs
+    x_ND, residual_ND, norm_weight_D, norm_bias_D, _, weight_FD, _ = inputs
     total_ND, _, mean_N, rstd_N = output
-    ctx.x_dtype, ctx.residual, ctx.bias = x_ND.dtype, residual_ND is not None, bias_F is not None
+    ctx.x_dtype, ctx.residual = x_ND.dtype, residual_ND is not None
     ctx.save_for_backward(total_ND if ctx.residual else x_ND, norm_weight_D, norm_bias_D, mean_N, rstd_N, weight_FD)
     ctx.mark_non_differentiable(mean_N, rstd_N)
 
 
 def _backward(ctx, dtotal_ND, dout_NF, dmean_N, drstd_N):
     dtotal_ND = dtotal_ND if ctx.residual else None
-    saved = ctx.saved_tensors           # TRAP: read it once; activation checkpointing recomputes at every read
-    dx_ND, dnorm_weight_D, dnorm_bias_D, dweight_FD = norm_linear_backward_op(dtotal_ND, dout_NF, *saved)
-    dbias_F = dout_NF.sum(0, dtype=dout_NF.dtype) if ctx.bias else None
-    return (dx_ND.to(ctx.x_dtype), dx_ND if ctx.residual else None, dnorm_weight_D, dnorm_bias_D, None,
-            None if saved[-1] is None else dweight_FD, dbias_F)
+    # TRAP: read saved_tensors once; activation checkpointing recomputes at every read
+    dx_ND, *dnorm_D, dweight_FD = norm_linear_backward_op(dtotal_ND, dout_NF, *ctx.saved_tensors)
+    *_, weight, bias = ctx.needs_input_grad
+    dbias_F = dout_NF.sum(0, dtype=dout_NF.dtype) if bias else None
+    return (dx_ND.to(ctx.x_dtype), dx_ND if ctx.residual else None, *dnorm_D, None, dweight_FD if weight else None,
+            dbias_F)
 
 
 norm_linear_op.register_autograd(_backward, setup_context=_save)
@@ -178,9 +179,7 @@ def add_layer_norm(x, residual, weight, bias, eps=1e-5):
 
 def norm_linear(x, norm_weight, norm_bias, weight, bias=None, residual=None, eps=1e-5):
     """linear(LayerNorm(x)), or (x + residual, linear(LayerNorm(x + residual))), without keeping the norm's output.
-
-    weight is [F, D] as in torch.nn.functional.linear; it and bias are cast to x's dtype.
-    """
+    weight [F, D] and bias are cast to x's dtype."""
     bias = bias if bias is None else bias.to(x.dtype)
     weight = weight.to(x.dtype)
     total_ND, out_NF, _, _ = norm_linear_op(rows(x), rows(residual), norm_weight, norm_bias, eps, weight, bias)

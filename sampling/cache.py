@@ -19,11 +19,9 @@ from sampling.native import in_huge_pages
 
 
 class KVCache:
-    """Keys and values of every layer, in the dtype and on the device of `like`.
-
-    Keys are stored transposed, [L, B, H, K, positions]: the scores of one query are then a vector times a matrix with
-    contiguous rows. On a CPU that was up to four times as fast as F.scaled_dot_product_attention.
-    """
+    """Keys and values of every layer, in the dtype and on the device of `like`. Keys are stored transposed: the scores
+    of one query are then a vector times a matrix with contiguous rows. On a CPU that was up to four times as fast as
+    F.scaled_dot_product_attention."""
 
     def __init__(self, cfg, batch, positions, like):
         L, H, K = cfg.n_layer, cfg.n_head, cfg.head_width
@@ -34,8 +32,7 @@ class KVCache:
 
     @staticmethod
     def check_memory(cfg, rows, positions, like):
-        """UserError where `rows` texts of `positions` tokens do not fit: their keys and values, and while a token is
-        drawn some eight numbers of 4 bytes per logit."""
+        """UserError where the cache of `rows` texts of `positions` tokens, and 32 bytes a logit to draw, do not fit."""
         per_position = 2 * cfg.n_layer * cfg.n_head * cfg.head_width * like.itemsize
         needed = rows * (positions * per_position + 32 * cfg.vocab_size)
         free = free_memory(like.device)

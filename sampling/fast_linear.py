@@ -15,14 +15,12 @@ Not here: which layout is the fastest here (choice.py), training (these layers h
     matvec_int4   int4        fp32    the same; weights are rounded to 4 bits with a scale per 32, inputs to 8 bits too
     onednn        bf16        bf16    CPUs with bf16 instructions: packed for oneDNN, twice as fast as F.linear
     int8          int8        fp32    x86 CPUs with 8-bit instructions (VNNI), or no compiler: inputs of 8 bits as well
-    widened       bf16, fp16  fp32    any CPU: a block of weights at a time is converted to fp32; for bf16 if there is
-                                      no compiler
+    widened       bf16, fp16  fp32    any CPU: converted to fp32, a block at a time; for bf16 if there is no compiler
     widened_int8  int8        fp32    the same, and GPUs (inputs as the model has them): saves memory, not time
 
 TRAP: without bf16 instructions (AVX-512 BF16, AMX) torch computes a bf16 product of more than one row in a scalar loop,
 40 to 100 times slower than fp32. No layout but `plain` and `onednn` calls it.
-Relative errors of one product of Gaussian weights: bf16 0.2 %, matvec_int8 and widened_int8 0.9 %, int8 1.8 % (without
-VNNI), matvec_int4 8.6 %.
+Relative errors of one product of Gaussian weights: bf16 0.2 %, int8 0.9 % (layout int8 without VNNI 1.8 %), int4 8.6 %.
 """
 import functools
 import time
@@ -57,10 +55,6 @@ def quantize_int4(W_OI, group=32, multiple=256):
     scale_OG = (torch.where(high_OG > -low_OG, high_OG, low_OG) / -8).bfloat16()
     steps_OGI = W_OGI / torch.where(scale_OG == 0, 1, scale_OG).float()[..., None]
     return steps_OGI.round_().clamp_(-8, 7).to(torch.int8).flatten(1), scale_OG
-
-
-def plain(x_BI, W_OI, scale_O, bias_O):
-    return F.linear(x_BI, W_OI, bias_O)
 
 
 def widened(x_BI, W_OI, scale_O, bias_O):
@@ -123,7 +117,7 @@ class Layout:
 
 
 LAYOUTS = {
-    "plain": Layout(None, plain, None),
+    "plain": Layout(None, lambda x_BI, W_OI, scale_O, bias_O: F.linear(x_BI, W_OI, bias_O), None),
     "matvec": Layout(lambda W_OI, scale_O: (in_lines(W_OI), scale_O), few_or_many, torch.float32),
     "matvec_int8": Layout(lambda W_OI, scale_O: (in_lines(W_OI), scale_O), matvec, torch.float32, True),
     "matvec_int4": Layout(lambda W_OI, scale_O: (in_blocks(*quantize_int4(W_OI)), None), matvec, torch.float32),
@@ -170,11 +164,9 @@ class FastLinear(nn.Module):
 @torch.no_grad()
 def lay_out(model, layout):
     """Store the weights of a loaded model.GPT in a layout, one matrix after the other; the originals are freed.
-
     Sets model.lm_head: the head's weights, for BioMedLM the token embedding's. `plain` and `widened` share the
     embedding's memory; the others store it twice (BioMedLM: 74 MB in int8, 148 MB in bf16), since looking up a token
-    needs it as it was. With matvec_int4 the head is in int8: 4 bits cost the most there (results/sample_runs.md).
-    """
+    needs it as it was. With matvec_int4 the head is in int8: 4 bits cost the most there (results/sample_runs.md)."""
     for block in model.h:
         for owner, name, linear in linears(block):
             bias_O = None if linear.bias is None else linear.bias.detach()
@@ -182,8 +174,7 @@ def lay_out(model, layout):
     head_layout = "matvec_int8" if layout == "matvec_int4" else layout
     model.lm_head = FastLinear((model.lm_head or model.wte).weight.detach(), None, head_layout)
 
-    # The LayerNorms and the position embedding take the dtype of the inputs. The token embedding keeps its own: a bf16
-    # row plus an fp32 position is fp32.
+    # All but the token embedding take the dtype of the inputs: a bf16 row of it plus an fp32 position is fp32.
     for name, p in model.named_parameters():
         if name != "wte.weight":
             p.data = p.data.to(model.lm_head.dtype)
@@ -197,11 +188,8 @@ def weight_bytes(model):
 # ---- How fast memory is ----
 
 def bandwidth_meter(device):
-    """A function that measures once how many bytes memory gives per second.
-
-    On a CPU 256 MB are read in the fastest way we know (without a C compiler by torch's sum, which is slower); on a GPU
-    1 GB is copied, which is 2 GB read and written.
-    """
+    """A function that measures once how many bytes memory gives per second. A CPU reads 256 MB in the fastest way we
+    know (without a C compiler by torch's sum, which is slower); a GPU copies 1 GB, which is 2 GB read and written."""
     if device.type == "cuda":
         a = torch.ones(2**28, device=device)
         b = torch.empty_like(a)
@@ -228,8 +216,7 @@ def read_bandwidth(device):
 
 def share_of_bandwidth(model, prompt_length, rows, times):
     """Bytes that the tokens after the first had to read, weights and cache, divided by what memory could have given in
-    their time. times: the start, then when each token was complete. None where too few bytes were read to judge, and on
-    Apple's GPUs, whose bandwidth is not measured."""
+    their time. times: the start, then when each token was complete. None for too few bytes, and on Apple's GPUs."""
     steps = len(times) - 2
     if steps < 1 or weight_bytes(model) < MIN_BYTES_TO_JUDGE_BANDWIDTH or model.wte.weight.is_mps:
         return None

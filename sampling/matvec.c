@@ -138,8 +138,7 @@ INLINE float largest_of(const float *x, long n) {
     return largest.number;
 }
 
-/* Round a vector to 8 bits, the largest number of each 32 to 127, with zeros up to whole blocks. Returns 1, as
-   each group has its own step. */
+/* Round a vector to 8 bits, the largest number of each 32 to 127, with zeros up to whole blocks. Returns 1. */
 static float prepare_int4(const float *x, Inputs4 *block, long inputs, long columns) {
     for (long start = 0; start < columns; start += 32) {
         long g = start % BLOCK / 32, n = inputs - start < 0 ? 0 : inputs - start < 32 ? inputs - start : 32;

@@ -99,7 +99,6 @@ def in_lines(W_OI):
 
 def in_blocks(int4_OI, scale_OG):
     """Weights of 4 bits for matvec, W_OC in uint8: int4_OI from -8 to 7, for whole blocks; scale_OG: bf16, one per 32.
-
     A block has 8 groups, 4 weights of each in turn; the second 4 are in the upper halves of the first. Then the scales.
     """
     outputs = len(int4_OI)
@@ -117,8 +116,7 @@ def room_for(rows, inputs):
 
 
 def matvec(x_BI, W_OC, scale_O=None, bias_O=None):
-    """y_BO = x_BI W^T + bias_O in fp32, for W_OC = in_lines(W_OI) in fp32, bf16, or int8 (times scale_O), or
-    W_OC = in_blocks(int4_OI, scale_OG)."""
+    """y_BO = x_BI W^T + bias_O in fp32. W_OC: in_lines' in fp32, bf16 or int8 (times scale_O), or in_blocks'."""
     (rows, inputs), x_BI = x_BI.shape, x_BI.contiguous()
     unit, unit_bytes = (BLOCK, BLOCK_BYTES) if W_OC.dtype == torch.uint8 else (LINE // W_OC.itemsize, LINE)
     assert x_BI.dtype == torch.float32 and W_OC.shape[1] * W_OC.itemsize == -(-inputs // unit) * unit_bytes

@@ -119,17 +119,14 @@ class TextStream:
             self.stopped = True
             self.held = self.held[:min(found)]               # the stop string is not part of the text
             return self.release(len(self.held))
-        return self.release(len(self.held) - longest_beginning(self.held, self.stops))
+        # What could be the beginning of a stop string is held back.
+        begun = max((n for stop in self.stops for n in range(1, len(stop)) if self.held.endswith(stop[:n])), default=0)
+        return self.release(len(self.held) - begun)
 
     def release(self, n):
         released, self.held = self.held[:n], self.held[n:]
         self.text += released
         return released
-
-
-def longest_beginning(text, stops):
-    """How many characters at the end of `text` could be the beginning of a stop string."""
-    return max((n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
 
 
 def check_stops(tok, stops):
