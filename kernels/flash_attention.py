@@ -162,8 +162,8 @@ def forward_kernel(
     m_T = tl.full([BLOCK_T], LOWEST, tl.float32)
     l_T = tl.zeros([BLOCK_T], tl.float32)
     o_TK = tl.zeros([BLOCK_T, K], tl.float32)
-    runs = first, full, t, tl.minimum(t + BLOCK_T, T)             # document starts, all visible, diagonal
-    for part in tl.static_range(0 if DOCS else 1, 3):
+    for part in tl.static_range(0 if DOCS else 1, 3):             # document starts, all visible, diagonal
+        runs = first, full, t, tl.minimum(t + BLOCK_T, T)
         for s in tl.range(runs[part], runs[part + 1], BLOCK_S):
             s = tl.multiple_of(s, BLOCK_S)
             k_SK = _load(kv, row, s, C + h * K, T, 3 * C, BLOCK_S, K, DESCRIPTOR, part == 2 and not EVEN)
@@ -225,8 +225,8 @@ def dq_kernel(
     first, full, start_T = _visible_keys(doc_start, row, t, t_T, T, BLOCK_T, BLOCK_S, DOCS)
     scale = tl.load(scale_pointer)
     dq_TK = tl.zeros([BLOCK_T, K], tl.float32)
-    runs = first, full, t, tl.minimum(t + BLOCK_T, T)             # as in forward_kernel
-    for part in tl.static_range(0 if DOCS else 1, 3):
+    for part in tl.static_range(0 if DOCS else 1, 3):             # as in forward_kernel
+        runs = first, full, t, tl.minimum(t + BLOCK_T, T)
         for s in tl.range(runs[part], runs[part + 1], BLOCK_S):
             s = tl.multiple_of(s, BLOCK_S)
             k_SK = _load(kv, row, s, C + h * K, T, 3 * C, BLOCK_S, K, DESCRIPTOR, part == 2 and not EVEN)
@@ -284,8 +284,8 @@ def dkdv_kernel(
     scale = tl.load(scale_pointer)
     dk_SK = tl.zeros([BLOCK_S, K], tl.float32)
     dv_SK = tl.zeros([BLOCK_S, K], tl.float32)
-    runs = s, diagonal, full, end                                 # diagonal, all visible, end of a document or of T
-    for part in tl.static_range(3 if DOCS or not EVEN else 2):
+    for part in tl.static_range(3 if DOCS or not EVEN else 2):    # diagonal, all visible, end of a document or of T
+        runs = s, diagonal, full, end
         for t in tl.range(runs[part], runs[part + 1], BLOCK_T):
             t = tl.multiple_of(t, BLOCK_T)
             t_T = t + tl.arange(0, BLOCK_T)

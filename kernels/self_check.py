@@ -39,7 +39,8 @@ def attention_errors(device, head_width, B=2, H=2, T=1024, times=3):
         generator = torch.Generator(device).manual_seed(1)
         qkv_BT3C = torch.randn(B, T, 3 * H * head_width, device=device, generator=generator).bfloat16().requires_grad_()
         dout_BTC = torch.randn(B, T, H * head_width, device=device, generator=generator).bfloat16()
-        seed, start_T = torch.tensor([11], device=device), torch.arange(T, device=device) // (T // 3) * (T // 3)
+        seed = torch.tensor([11], device=device)
+        start_T = torch.arange(T, device=device) // (T // 3) * (T // 3)
         starts_BT = start_T.int().repeat(B, 1) if documents else None
 
         results = []

@@ -99,8 +99,7 @@ def in_lines(W_OI):
 
 def in_blocks(int4_OI, scale_OG):
     """Weights of 4 bits for matvec, W_OC in uint8: int4_OI from -8 to 7, for whole blocks; scale_OG: bf16, one per 32.
-    A block has 8 groups, 4 weights of each in turn; the second 4 are in the upper halves of the first. Then the scales.
-    """
+    A block has 8 groups, 4 weights of each in turn, the second 4 in the upper halves of the first; then the scales."""
     outputs = len(int4_OI)
     code_OUGKHF = (int4_OI + 8).to(torch.uint8).view(outputs, -1, 8, 4, 2, 4)     # U blocks, K pairs, H halves, F fours
     bytes_OUKGF = (code_OUGKHF[..., 0, :] + 16 * code_OUGKHF[..., 1, :]).transpose(2, 3)
