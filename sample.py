@@ -2,9 +2,7 @@
 
 Teaches how a distribution over the next token becomes text (temperature, top-k, top-p, repetition penalty), and the two
 phases of generation: the prompt is read once for all its samples, then each step adds one token per sample.
-Not here: the network (model.py), the cache of keys and values (sampling/cache.py), how weights lie in memory
-(sampling/fast_linear.py), one token as one launch on a GPU (sampling/cuda_graph.py) or one call on a CPU
-(sampling/cpu_step.py), prompts and stop strings (sampling/text.py), --score (sampling/score.py).
+Not here: the network (model.py); the cache, weight layouts and other parts, which sampling/__init__.py lists.
 
     python sample.py --model out/demo/model --prompt "Metoprolol is"
     python sample.py --model stanford-crfm/BioMedLM --prompt "Photosynthesis is" --num-samples 3 --dtype int8
@@ -70,7 +68,6 @@ class Sample(Sampling):
 
 
 # ---- From a prompt to tokens ----
-
 
 def penalize(logits_BV, seen_BV, penalty):
     """CTRL's repetition penalty (arXiv 1909.05858): the logits of tokens that have occurred are divided by `penalty`
@@ -173,7 +170,6 @@ def generate(model, prompt_ids, max_new_tokens, sampling=GREEDY, num_samples=1, 
 
 # ---- The script ----
 
-
 def main(cfg):
     """Print the samples, and return what --json prints (for --file a list of it)."""
     if cfg.prompt is None and cfg.file is None and sys.stdin is not None and sys.stdin.isatty():
@@ -265,9 +261,7 @@ def continue_file(cfg, model, tok):
 
 def continue_prompts(cfg, model, tok, encoded, show=lambda text: None):
     """Continue encoded prompts of one length. Returns the texts, [[sample, ...] of each prompt], and the figures.
-
-    `show` receives the text of the first sample while it is made.
-    """
+    `show` receives the text of the first sample while it is made."""
     T, positions = len(encoded[0]), model.cfg.n_positions
     if T + cfg.max_new_tokens > positions:
         print(f"note: stopping after {positions - T} new tokens, where the model's {positions} positions end",

@@ -12,10 +12,8 @@ tiles.py            how large the tiles are, and why
 self_check.py       is the attention right that this machine's assembler compiled?
 compile_check.py    machine code for A100 and H100, on a machine with neither
 
-In this file: can the kernels run on this machine, and by which assembler are they compiled? Nothing here falls back in
-silence: `choose` says what it chose, and why.
-
-Not here: the C loops that generate text on a CPU (sampling/native.py).
+In this file: can the kernels run on this machine, and by which assembler are they compiled? `choose` says why.
+Not here: their speed (bench/kernels.py), the C loops that generate text on a CPU (sampling/native.py).
 """
 import functools
 
@@ -98,8 +96,7 @@ def require_triton(device, head_width=128):
 
 
 def assembler(arch):
-    """The ptxas for `arch` (path, version): Triton's (TRITON_PTXAS_PATH, or its own); for Hopper the one that Triton
-    contains for Blackwell if it is newer."""
+    """The ptxas for `arch` (path, version): TRITON_PTXAS_PATH's or Triton's; for Hopper its Blackwell one if newer."""
     import triton
     tools = triton.knobs.nvidia
     return max(tools.ptxas, tools.ptxas_blackwell, key=version) if arch == 90 else tools.ptxas

@@ -6,8 +6,7 @@ launching it. The assembler is the one that would run on the GPU (kernels.assemb
 The table has what limits a kernel there: registers, spills to slow memory, shared memory, programs per processor, and
 the instructions that make the chip fast (tensor cores, asynchronous copies).
 
-On Hopper the machine code is also searched for the fault that makes attention need ptxas 13.3: an instruction that
-overwrites a register operand of a product (HGMMA) before the wait for it.
+On Hopper `overwritten` also searches the machine code for the fault that makes attention need ptxas 13.3.
 
     python -m kernels.compile_check --jobs 2    the table of results/kernels.md; ends with 1 if a kernel falls short
 """
@@ -16,8 +15,9 @@ import re
 import subprocess
 import sys
 import tempfile
-from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import chain
+from types import SimpleNamespace
 
 import torch
 from triton import knobs
@@ -26,7 +26,8 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 import kernels
-from kernels import cross_entropy, flash_attention, flash_decode, gelu, layer_norm, matvec
+from kernels import cross_entropy, flash_decode, gelu, layer_norm, matvec
+from kernels.flash_attention import flash_attention
 from plumbing.common import parse_args
 
 SHARED_OF_PROGRAM = {80: 99 * 1024, 90: 227 * 1024}            # 80 is all of sm_8x, of which A10 and 4090 have least
@@ -46,22 +47,6 @@ class Options:
     everything: bool = True # every form of every tile, disassembled; the tests compile with --no-everything
 
 
-class NoGPU:
-    """What a compilation needs of a Triton driver. The device's number is its architecture."""
-
-    def __init__(self, arch):
-        self.arch = arch
-
-    def get_current_device(self):
-        return self.arch
-
-    def get_current_stream(self, device):
-        return 0
-
-    def get_current_target(self):
-        return GPUTarget("cuda", self.arch, 32)
-
-
 def compiled_kernels(arch, call):
     """[(kernel's name, compiled kernel)] that `call()` would launch on `arch`. The results of `call` are garbage."""
     run, found = JITFunction.run, []
@@ -69,7 +54,9 @@ def compiled_kernels(arch, call):
     def record(self, *args, grid, warmup, **kwargs):
         found.append((self.fn.__name__, run(self, *args, grid=grid, warmup=True, **kwargs)))
 
-    driver.set_active(NoGPU(arch))
+    # What a compilation needs of a driver. The device's number is its architecture.
+    driver.set_active(SimpleNamespace(get_current_device=lambda: arch, get_current_stream=lambda device: 0,
+                                      get_current_target=lambda: GPUTarget("cuda", arch, 32)))
     kernels.CPU_POSES_AS, JITFunction.run = arch, record
     try:
         call()
@@ -122,24 +109,21 @@ def facts_of(compiled, arch, disassembled=True):
     return facts
 
 
-def shortfalls(facts, arch, products, copies, spill=0):
-    """The reasons why this kernel should not run on `arch`; empty if there are none."""
-    reasons = []
-    if facts["stack"] > spill:               # TRAP: 32 registers and kilobytes of stack mean that the assembler gave up
-        reasons.append(f"spills {facts['stack']} bytes per thread, {spill} are known")
-    if facts["shared"] > SHARED_OF_PROGRAM[arch]:
-        reasons.append(f"takes {facts['shared']} bytes of shared memory of {SHARED_OF_PROGRAM[arch]}")
-    if products and not facts[TENSOR_CORES[arch]]:
-        reasons.append("does not use the tensor cores")
-    if copies and not sum(facts[name] for name in COPIES):
-        reasons.append("copies nothing asynchronously")
-    if facts.get("overwritten"):
-        reasons.append(f"overwrites operands of unfinished products in {facts['overwritten']} places")
-    return reasons
+def shortfalls(facts, arch, case, kernel):
+    """The reasons why a kernel should not run on `arch`; empty if there are none."""
+    attention, most, overwrites = case.startswith("attention"), SHARED_OF_PROGRAM[arch], facts.get("overwritten")
+    spill = KNOWN_SPILLS.get(case, {}).get(kernel, 0) if arch == 90 else 0
+    reasons = {         # TRAP: 32 registers and kilobytes of stack mean that the assembler gave up
+        f"spills {facts['stack']} bytes per thread, {spill} are known": facts["stack"] > spill,
+        f"takes {facts['shared']} bytes of shared memory of {most}": facts["shared"] > most,
+        "does not use the tensor cores": attention and "fp32" not in case and not facts[TENSOR_CORES[arch]],
+        "copies nothing asynchronously": (attention or case == "cross_entropy") and not any(map(facts.get, COPIES)),
+        f"overwrites operands of unfinished products in {overwrites} places": overwrites,
+    }
+    return [reason for reason, applies in reasons.items() if applies]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The launches: {name: (call, has products, has asynchronous copies)}
+# ---- The launches: {case: function that makes them} ------------------------------------------------------------------
 
 KNOWN_SPILLS = {    # on sm_90, bytes per thread, the most of ptxas 13.1 and 13.5; why: results/kernels.md
     "attention 128, odd T, documents": {"forward_kernel": 64, "dkdv_kernel": 56},
@@ -151,17 +135,17 @@ KNOWN_SPILLS = {    # on sm_90, bytes per thread, the most of ptxas 13.1 and 13.
 
 
 def attention(width, T, docs=False, dropout_p=0.0, dtype=torch.bfloat16):
-    """Forward and backward of two heads; the values of the documents' starts do not matter here."""
+    """{case: forward and backward of two heads}; the values of the documents' starts do not matter here."""
+    case = f"attention {width}" + ", odd T" * (T % 128 > 0) + ", documents" * docs + ", dropout" * (dropout_p > 0)
+    case += {torch.bfloat16: "", torch.float16: ", fp16", torch.float32: ", fp32"}[dtype]
     doc_start_BT = torch.zeros(2, T, dtype=torch.int32) if docs else None
     qkv_BT3C = torch.zeros(2, T, 3 * 2 * width, dtype=dtype, requires_grad=True)
     seed = torch.zeros(1, dtype=torch.int64)
-
-    def call():
-        flash_attention.flash_attention(qkv_BT3C, 2, 0.1, dropout_p, seed, doc_start_BT).sum().backward()
-    return call
+    return {case: lambda: flash_attention(qkv_BT3C, 2, 0.1, dropout_p, seed, doc_start_BT).sum().backward()}
 
 
-def others(dtype=torch.bfloat16):
+def others():
+    dtype = torch.bfloat16
     x, w = (torch.zeros(8, 2560, dtype=dtype, requires_grad=True) for _ in range(2))
     weights = [torch.zeros(2560, requires_grad=True) for _ in range(2)]
     logits = torch.zeros(8, 28896, dtype=dtype)   # 28896 = 16 * 1806: rows are aligned, which the 16-byte copies need
@@ -170,75 +154,67 @@ def others(dtype=torch.bfloat16):
     qkv, row, row_weight, b = (torch.zeros(*shape, dtype=dtype) for shape in ((1, 7680), (1, 2560), (8, 2560), (8,)))
     four, eight, int8 = row.expand(4, -1).contiguous(), row.new_zeros(4, 8), row_weight.to(torch.int8)
     return {
-        "layer_norm": (lambda: layer_norm.layer_norm(x, *weights).sum().backward(), False, False),
-        "norm_linear": (lambda: layer_norm.norm_linear(x, *weights, w, None, x)[1].sum().backward(), False, False),
-        "bias_gelu": (lambda: gelu.bias_gelu(x, weights[0]).sum().backward(), False, False),
-        "gelu_linear": (lambda: gelu.gelu_linear(x, weights[0], w).sum().backward(), False, False),
-        "cross_entropy": (lambda: cross_entropy.cross_entropy_(logits, targets, True), False, True),
-        "append_and_decode": (lambda: flash_decode.append_and_decode(qkv, cache, cache, length, 0.1), False, False),
-        "matvec": (lambda: matvec.matvec(row, row_weight, None, b, True), False, False),
-        "matvec of four rows": (lambda: matvec.matvec(four, row_weight, None, b, False, eight), False, False),
-        "matvec of int8": (lambda: matvec.matvec(row, int8, weights[0][:8], b, True), False, False),
+        "layer_norm": lambda: layer_norm.layer_norm(x, *weights).sum().backward(),
+        "norm_linear": lambda: layer_norm.norm_linear(x, *weights, w, None, x)[1].sum().backward(),
+        "bias_gelu": lambda: gelu.bias_gelu(x, weights[0]).sum().backward(),
+        "gelu_linear": lambda: gelu.gelu_linear(x, weights[0], w).sum().backward(),
+        "cross_entropy": lambda: cross_entropy.cross_entropy_(logits, targets, True),
+        "append_and_decode": lambda: flash_decode.append_and_decode(qkv, cache, cache, length, 0.1),
+        "matvec": lambda: matvec.matvec(row, row_weight, None, b, True),
+        "matvec of four rows": lambda: matvec.matvec(four, row_weight, None, b, False, eight),
+        "matvec of int8": lambda: matvec.matvec(row, int8, weights[0][:8], b, True),
     }
 
 
 def cases(arch, everything=True):
     """Every kernel and tile in every form that is launched; without `everything`, in its largest, and not in fp32.
-
     The largest code on the pointer path is odd T with documents. On Hopper, even T uses descriptors, which is different
-    code. Without documents a kernel has one run of tiles less and is otherwise the same.
-    """
+    code. Without documents a kernel has one run of tiles less and is otherwise the same."""
     table = {}
     for width in (128, 64):
-        table[f"attention {width}, odd T, documents"] = attention(width, 1000, docs=True), True, True
+        table |= attention(width, 1000, docs=True)
         if arch == 80 or everything:
-            name = f"attention {width}, odd T, documents, dropout"
-            table[name] = attention(width, 1000, True, 0.1), True, True
+            table |= attention(width, 1000, docs=True, dropout_p=0.1)
         if arch == 90 or everything:
-            table[f"attention {width}, dropout"] = attention(width, 1024, dropout_p=0.1), True, True
+            table |= attention(width, 1024, dropout_p=0.1)
         if (arch, width) == (90, 128) or everything:
-            table[f"attention {width}, documents"] = attention(width, 1024, docs=True), True, True
+            table |= attention(width, 1024, docs=True)
         if everything:
-            table[f"attention {width}, odd T, fp32"] = attention(width, 1000, dtype=torch.float32), False, True
-            table[f"attention {width}"] = attention(width, 1024), True, True
-            all_in_fp32 = attention(width, 1000, True, 0.1, torch.float32)
-            table[f"attention {width}, odd T, documents, dropout, fp32"] = all_in_fp32, False, True
-            table[f"attention {width}, fp16"] = attention(width, 1024, dtype=torch.float16), True, True
-    largest = ("norm_linear", "gelu_linear", "cross_entropy", "append_and_decode", "matvec of four rows",
-               "matvec of int8")
-    return table | {name: case for name, case in others().items() if everything or name in largest}
+            table |= attention(width, 1000, dtype=torch.float32)
+            table |= attention(width, 1024)
+            table |= attention(width, 1000, docs=True, dropout_p=0.1, dtype=torch.float32)
+            table |= attention(width, 1024, dtype=torch.float16)
+    smaller = "layer_norm", "bias_gelu", "matvec"
+    return table | {case: call for case, call in others().items() if everything or case not in smaller}
 
 
-def check(case):
+def check(job):
     """[(line of the table, reasons)] for the kernels of one case."""
-    arch, name, everything = case
-    call, products, copies = cases(arch, everything)[name]
-    known = KNOWN_SPILLS.get(name, {}) if arch == 90 else {}
-    rows = []
+    arch, case, everything = job
     with knobs.nvidia.scope():
         knobs.nvidia.ptxas = kernels.assembler(arch).path
-        launched = compiled_kernels(arch, call)
+        launched = compiled_kernels(arch, cases(arch, everything)[case])
+    rows = []
     for kernel, compiled in launched:
         facts = facts_of(compiled, arch, everything)
         counts = " ".join(f"{facts[what]:>6}" for what in (TENSOR_CORES[arch], "from_registers", *COPIES, "all"))
-        row = (f"sm_{arch} {name:46s} {kernel:20s} {facts['warps']:2d} {facts['reg']:5d} {facts['stack']:5d} "
+        row = (f"sm_{arch} {case:46s} {kernel:20s} {facts['warps']:2d} {facts['reg']:5d} {facts['stack']:5d} "
                f"{facts['shared']:7d} {facts['programs']:4d} {counts}")
-        rows.append((row, shortfalls(facts, arch, products, copies, known.get(kernel, 0))))
+        rows.append((row, shortfalls(facts, arch, case, kernel)))
     return rows
 
 
 def main(options):
     """Print the table; return the number of kernels that fall short."""
-    todo = [(arch, name, options.everything) for arch in (90, 80) for name in cases(arch, options.everything)
-            if re.match(options.only, f"sm_{arch} {name}")]
+    jobs = [(arch, case, options.everything) for arch in (90, 80) for case in cases(arch, options.everything)
+            if re.match(options.only, f"sm_{arch} {case}")]
     print(*(f"sm_{arch}: ptxas {kernels.assembler(arch).version}" for arch in (90, 80)), sep=", ")
     print(f"{'':5s} {'case':46s} {'kernel':20s} warps reg spill  shared prog  tensor (reg) cp.async TMA  all")
     bad = 0
-    with multiprocessing.get_context("spawn").Pool(options.jobs) if options.jobs > 1 else nullcontext() as pool:
-        for rows in pool.imap(check, todo) if pool else map(check, todo):
-            for row, reasons in rows:
-                print(row, *reasons, sep="  <-- " if reasons else "")
-                bad += bool(reasons)
+    checked = multiprocessing.get_context("spawn").Pool(options.jobs).imap if options.jobs > 1 else map
+    for row, reasons in chain.from_iterable(checked(check, jobs)):
+        print(row, *reasons, sep="  <-- " if reasons else "")
+        bad += bool(reasons)
     print(f"{bad} kernels fall short" if bad else "no kernel spills, overflows or lacks an instruction")
     return bad
 

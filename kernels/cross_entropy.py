@@ -9,15 +9,12 @@ depends only on its own logits. With x the model's last hidden states and W the 
 
     z = x W^T,    dx = dz W,    dW = dz^T x
 
-are computed chunk by chunk, forward and backward together. The mean over targets and the gradient of the loss are
-factors, multiplied in at the end.
+are computed chunk by chunk, forward and backward together. The loss's own gradient is multiplied in at the end.
 
     COST, bytes per row in bf16        here 4 V: each logit is read and written once (the second pass hits the cache)
                                        torch 24 V: bf16 to fp32, log-softmax, its gradient
     memory, 8,192 tokens, V = 28,896   here 118 MB for a chunk of 2,048 rows, and 0.3 GB for dW in fp32
                                        torch 4.7 GB: fp32 logits, their log-softmax, their gradients
-
-Not here: its speed (bench/kernels.py).
 """
 import torch
 import triton
@@ -30,15 +27,6 @@ from kernels.rows import read, rows, write
 # 4 x 132 x 58 KB of all rows being worked on stay in the cache for their second pass.
 LANES, WARPS, STAGES = 4096, 16, 3
 CHUNK_ROWS = 2048              # 118 MB of logits; smaller chunks add to dW (0.9 GB moved) more often
-
-
-def cross_entropy_reference(logits_NV, targets_N):
-    """(loss_N, gradient_NV of their sum); rows whose target is negative have loss and gradient 0."""
-    counted_N1 = (targets_N >= 0)[:, None]
-    lse_N1 = logits_NV.logsumexp(1, keepdim=True)
-    onehot_NV = torch.nn.functional.one_hot(targets_N.clamp(min=0), logits_NV.shape[1])
-    loss_N1 = lse_N1 - (logits_NV * onehot_NV).sum(1, keepdim=True)
-    return (loss_N1 * counted_N1)[:, 0], ((logits_NV - lse_N1).exp() - onehot_NV) * counted_N1
 
 
 @triton.jit
@@ -137,10 +125,7 @@ linear_cross_entropy_op.register_autograd(_backward, setup_context=_save)
 
 def linear_cross_entropy(x, weight, targets, chunk_rows=CHUNK_ROWS):
     """Mean cross-entropy of softmax(x weight^T) at the targets >= 0, in fp32; NaN without any, like torch.
-
-    x [..., D] in the dtype of the logits; weight [V, D] of any dtype, which its gradient has as well; targets [...]
-    int64.
-    """
+    x [..., D] in the dtype of the logits; weight [V, D] of any dtype, as is its gradient; targets [...] int64."""
     gradient = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     targets_N = targets.reshape(-1)
     loss = linear_cross_entropy_op(rows(x), weight, targets_N, gradient, chunk_rows)[0]

@@ -19,14 +19,14 @@ That is 7 matrix products where 5 would do, but nothing is accumulated in memory
 
 exp is computed as exp2 with log2(e) folded into the scale: the GPU's instruction is exp2, and exp would multiply again.
 
-Not here: key padding, grouped queries and sliding windows; decoding (flash_decode.py); the tiles' sizes (tiles.py);
-its speed (bench/kernels.py).
+Not here: key padding, grouped queries and sliding windows; decoding (flash_decode.py); the tiles' sizes (tiles.py).
 """
 import math
 
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels import architecture, operator
@@ -115,18 +115,6 @@ def _visible_keys(doc_start, row, t, t_T, T, BLOCK_T: tl.constexpr, BLOCK_S: tl.
 
 
 @triton.jit
-def _run(part: tl.constexpr, a, b, c, d):
-    """(from, to) of one of three runs of tiles, a .. b .. c .. d.
-
-    Only the first and the last need a mask (document starts, diagonal). One loop that masks every tile would be
-    shorter, but comparisons and selects compete with exp2 for the same issue slots.
-    """
-    lo = a if part == 0 else b if part == 1 else c
-    hi = b if part == 0 else c if part == 1 else d
-    return lo, hi
-
-
-@triton.jit
 def _visible(t_T, s, start_T, BLOCK_S: tl.constexpr, DOCS: tl.constexpr):
     """Whether query t sees key s: [BLOCK_T, BLOCK_S]."""
     s_1S = (s + tl.arange(0, BLOCK_S))[None, :]
@@ -135,6 +123,9 @@ def _visible(t_T, s, start_T, BLOCK_S: tl.constexpr, DOCS: tl.constexpr):
         visible_TS &= s_1S >= start_T[:, None]
     return visible_TS
 
+
+# Each kernel reads its tiles in three runs. Only the first and the last need a mask (document starts, diagonal): in one
+# loop that masks every tile, comparisons and selects would compete with exp2 for the same issue slots.
 
 # ---- Forward ---------------------------------------------------------------------------------------------------------
 
@@ -172,8 +163,8 @@ def forward_kernel(
     l_T = tl.zeros([BLOCK_T], tl.float32)
     o_TK = tl.zeros([BLOCK_T, K], tl.float32)
     for part in tl.static_range(0 if DOCS else 1, 3):             # document starts, all visible, diagonal
-        lo, hi = _run(part, first, full, t, tl.minimum(t + BLOCK_T, T))
-        for s in tl.range(lo, hi, BLOCK_S):
+        runs = first, full, t, tl.minimum(t + BLOCK_T, T)
+        for s in tl.range(runs[part], runs[part + 1], BLOCK_S):
             s = tl.multiple_of(s, BLOCK_S)
             k_SK = _load(kv, row, s, C + h * K, T, 3 * C, BLOCK_S, K, DESCRIPTOR, part == 2 and not EVEN)
             z_TS = tl.dot(q_TK, k_SK.T, input_precision="ieee")   # for fp32: the default is tf32
@@ -235,8 +226,8 @@ def dq_kernel(
     scale = tl.load(scale_pointer)
     dq_TK = tl.zeros([BLOCK_T, K], tl.float32)
     for part in tl.static_range(0 if DOCS else 1, 3):             # as in forward_kernel
-        lo, hi = _run(part, first, full, t, tl.minimum(t + BLOCK_T, T))
-        for s in tl.range(lo, hi, BLOCK_S):
+        runs = first, full, t, tl.minimum(t + BLOCK_T, T)
+        for s in tl.range(runs[part], runs[part + 1], BLOCK_S):
             s = tl.multiple_of(s, BLOCK_S)
             k_SK = _load(kv, row, s, C + h * K, T, 3 * C, BLOCK_S, K, DESCRIPTOR, part == 2 and not EVEN)
             v_SK = _load(kv, row, s, 2 * C + h * K, T, 3 * C, BLOCK_S, K, DESCRIPTOR, part == 2 and not EVEN)
@@ -294,8 +285,8 @@ def dkdv_kernel(
     dk_SK = tl.zeros([BLOCK_S, K], tl.float32)
     dv_SK = tl.zeros([BLOCK_S, K], tl.float32)
     for part in tl.static_range(3 if DOCS or not EVEN else 2):    # diagonal, all visible, end of a document or of T
-        lo, hi = _run(part, s, diagonal, full, end)
-        for t in tl.range(lo, hi, BLOCK_T):
+        runs = s, diagonal, full, end
+        for t in tl.range(runs[part], runs[part + 1], BLOCK_T):
             t = tl.multiple_of(t, BLOCK_T)
             t_T = t + tl.arange(0, BLOCK_T)
             inside_T = t_T < (T if part != 1 and not EVEN else t + BLOCK_T)
@@ -327,7 +318,6 @@ def dkdv_kernel(
 
 # ---- The operator that autograd and torch.compile see ----------------------------------------------------------------
 
-Tensor = torch.Tensor
 KERNELS = forward_kernel, dq_kernel, dkdv_kernel      # in the order of TILES
 
 
@@ -417,8 +407,6 @@ def flash_attention(qkv_BT3C, n_head, scale, dropout_p=0.0, seed=None, doc_start
     doc_start_BT (int32, from data.document_starts) queries see only their own document.
     """
     assert qkv_BT3C.is_contiguous(), "qkv is read by address: pass c_attn's output itself, not a view of it"
-    K = qkv_BT3C.shape[2] // (3 * n_head)
-    assert K in (64, 128), f"head width {K}: there are tiles for 64 and 128"
     assert 0 <= dropout_p < 1, f"dropout {dropout_p} must be in [0, 1)"
     if not isinstance(scale, Tensor):
         assert scale > 0, f"scale {scale} must be positive"

@@ -12,28 +12,17 @@ are still in registers for the sums, and writes them into the cache for the toke
 
     COST: reads 4 S K H bytes per layer and token, 10.5 MB for BioMedLM at S = 1024: 2.4 us on an H200, about 6.5 us
     unsplit. Over 32 layers the difference is 0.13 ms, beside the 1.3 ms that reading the weights takes.
-
-Not here: its speed (bench/kernels.py).
 """
-import math
-
 import torch
 import triton
 import triton.language as tl
 
 from kernels import operator
+from kernels.flash_attention import LOG2E, LOWEST
 from kernels.rows import read
 
-LOG2E = tl.constexpr(1 / math.log(2))
-LOWEST = tl.constexpr(-1.0e30)       # initial maximum; -inf would give inf - inf in a split without keys
 KEYS, WARPS = 64, 4                  # keys of a tile: 16 KB of K and of V
 PROGRAMS = 256                       # about two per processor
-
-
-def decode_reference(q_BHK, k_cache_BHSK, v_cache_BHSK, length, scale):
-    """Attention of one query over the first `length` keys of the caches, written out."""
-    z_BHS = scale * (k_cache_BHSK[:, :, :length] @ q_BHK[..., None])[..., 0]
-    return (z_BHS.softmax(-1)[:, :, None] @ v_cache_BHSK[:, :, :length])[:, :, 0]
 
 
 @triton.jit
@@ -89,8 +78,7 @@ def decode_kernel(
 def combine_kernel(
     partial,                    # [B*H, SPLITS, K + 2] fp32: decode_kernel's sums
     out,                        # [B, H, K]: written
-    K: tl.constexpr,
-    SPLITS: tl.constexpr,
+    K: tl.constexpr, SPLITS: tl.constexpr,
 ):
     k_K, part_P = tl.arange(0, K), tl.program_id(0) * SPLITS + tl.arange(0, SPLITS)
     m_P = tl.load(partial + part_P * (K + 2) + K)
@@ -104,11 +92,8 @@ def combine_kernel(
 def append_and_decode(qkv_BC: torch.Tensor, k_cache_BHSK: torch.Tensor, v_cache_BHSK: torch.Tensor,
                       length_B: torch.Tensor, scale: float) -> torch.Tensor:
     """out_BC of one new token per row, whose key and value are written to the caches at length_B - 1.
-
     qkv_BC: c_attn's output, contiguous. length_B (int32 on the device, so that a CUDA graph can replay while the cache
-    fills) counts the new token. The caches may have any strides, if they are the same and the last dimension is
-    contiguous.
-    """
+    fills) counts the new token. The caches have the same strides, of which the last is 1."""
     (B, C3), (_, H, S, K) = qkv_BC.shape, k_cache_BHSK.shape
     assert k_cache_BHSK.stride() == v_cache_BHSK.stride(), "the caches must have the same strides"
     assert k_cache_BHSK.stride(3) == 1, "the last dimension of the caches must be contiguous"

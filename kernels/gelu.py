@@ -11,15 +11,13 @@ with x = h + b, where h is the linear layer's product and b its bias. The gradie
                                        backward: reads h and dg, writes dh     6
 
 The bias gradient is summed in the same pass; torch reads dh again for it. The MLP is 4 D wide, so h and g are the
-largest tensors a layer keeps, 8 D bytes per token each. Only the weight gradient of the next linear layer needs g, and
-`gelu_linear` computes it again from h. That saves 8 x 2560 bytes x 32 layers x 8,192 tokens = 5.4 GB of 21.5, and costs
-2 more bytes per element in the backward pass, 1.2 ms of a 200 ms step on an H200.
-
-Not here: its speed (bench/kernels.py).
+largest tensors a layer keeps, 8 D bytes per token each. `gelu_linear` keeps h only and computes g again, which costs 2
+more bytes per element in the backward pass, 1.2 ms of a 200 ms step on an H200.
 """
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from kernels import operator
 from kernels.rows import before_linear, linear, read, rows, weight_gradient, write
@@ -27,12 +25,6 @@ from kernels.rows import before_linear, linear, read, rows, weight_gradient, wri
 SLOPE, CUBIC = tl.constexpr(0.7978845608028654), tl.constexpr(0.044715)         # SLOPE is sqrt(2/pi)
 ROWS, COLUMNS, WARPS = 8, 256, 4    # a tile is 8 rows of 512 bytes: 16 elements per thread
 STEPS = 16                          # tiles of a program of the backward pass, one below the other
-
-
-def bias_gelu_reference(h_NF, bias_F):
-    """The same function written out."""
-    x_NF = h_NF + bias_F
-    return 0.5 * x_NF * (1 + torch.tanh(SLOPE.value * (x_NF + CUBIC.value * x_NF**3)))
 
 
 @triton.jit
@@ -45,15 +37,13 @@ def forward_kernel(
     h, bias,                    # [N, F], [F]
     g,                          # [N, F]: written
     N, F,
-    ROWS: tl.constexpr,         # rows and columns of a program's tile
-    COLUMNS: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,      # of a tile
 ):
     n_N = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     f_F = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside_NF = (n_N[:, None] < N) & (f_F[None, :] < F)
     offset_NF = n_N.to(tl.int64)[:, None] * F + f_F[None, :]
-    x_NF = read(h + offset_NF, inside_NF)
-    x_NF += read(bias + f_F, f_F < F)[None, :]
+    x_NF = read(h + offset_NF, inside_NF) + read(bias + f_F, f_F < F)[None, :]
     write(g + offset_NF, x_NF * _sigmoid_2u(x_NF), inside_NF)
 
 
@@ -65,9 +55,7 @@ def backward_kernel(
     g,                          # [N, F]: the forward pass's output, written again; None without a linear layer
     dbias,                      # [programs, F] fp32: column sums per program, added up afterwards in a fixed order
     N, F,
-    AGAIN: tl.constexpr,        # whether to write g
-    ROWS: tl.constexpr,         # rows and columns of a tile
-    COLUMNS: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,      # of a tile
     STEPS: tl.constexpr,        # tiles of a program, one below the other
 ):
     f_F = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
@@ -82,17 +70,13 @@ def backward_kernel(
         slope_NF = s_NF + x_NF * s_NF * (1 - s_NF) * (1 + x_NF * x_NF * (3 * CUBIC)) * (2 * SLOPE)
         dh_NF = read(dg + offset_NF, inside_NF) * slope_NF
         write(dh + offset_NF, dh_NF, inside_NF)
-        if AGAIN:
+        if g is not None:
             write(g + offset_NF, x_NF * s_NF, inside_NF)
         sum_NF += dh_NF                                           # rows outside have dg = 0
     tl.store(dbias + tl.program_id(0) * F + f_F, tl.sum(sum_NF, 0), mask=f_F < F)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The operator: rows flattened to [N, F]; the linear layer is optional
-
-Tensor = torch.Tensor
-
+# ---- The operator: rows flattened to [N, F]; the linear layer is optional --------------------------------------------
 
 @operator("gelu_linear")
 def gelu_linear_op(h_NF: Tensor, gelu_bias_F: Tensor, weight_DF: Tensor | None, bias_D: Tensor | None) -> Tensor:
@@ -118,8 +102,7 @@ def gelu_linear_backward_op(dout_ND: Tensor, h_NF: Tensor, gelu_bias_F: Tensor,
     programs = triton.cdiv(N, ROWS * STEPS)
     dbias_PF = h_NF.new_empty(programs, F, dtype=torch.float32)
     backward_kernel[(programs, triton.cdiv(F, COLUMNS))](
-        h_NF, gelu_bias_F, dg_NF, dh_NF, g_NF, dbias_PF, N, F, AGAIN=g_NF is not None, ROWS=ROWS, COLUMNS=COLUMNS,
-        STEPS=STEPS, num_warps=WARPS)
+        h_NF, gelu_bias_F, dg_NF, dh_NF, g_NF, dbias_PF, N, F, ROWS=ROWS, COLUMNS=COLUMNS, STEPS=STEPS, num_warps=WARPS)
     return dh_NF, dbias_PF.sum(0).to(gelu_bias_F.dtype), weight_gradient(dout_ND, g_NF)
 
 
@@ -130,16 +113,15 @@ def _(dout_ND, h_NF, gelu_bias_F, weight_DF):
 
 
 def _save(ctx, inputs, output):
-    h_NF, gelu_bias_F, weight_DF, bias_D = inputs
-    ctx.bias = bias_D is not None
+    h_NF, gelu_bias_F, weight_DF, _ = inputs
     ctx.save_for_backward(h_NF, gelu_bias_F, weight_DF)
 
 
 def _backward(ctx, dout_ND):
-    saved = ctx.saved_tensors           # TRAP: read it once; activation checkpointing recomputes at every read
-    dh_NF, dgelu_bias_F, dweight_DF = gelu_linear_backward_op(dout_ND, *saved)
-    dbias_D = dout_ND.sum(0, dtype=dout_ND.dtype) if ctx.bias else None
-    return dh_NF, dgelu_bias_F, None if saved[2] is None else dweight_DF, dbias_D
+    dh_NF, dgelu_bias_F, dweight_DF = gelu_linear_backward_op(dout_ND, *ctx.saved_tensors)
+    _, _, weight, bias = ctx.needs_input_grad
+    dbias_D = dout_ND.sum(0, dtype=dout_ND.dtype) if bias else None
+    return dh_NF, dgelu_bias_F, dweight_DF if weight else None, dbias_D
 
 
 gelu_linear_op.register_autograd(_backward, setup_context=_save)
@@ -151,7 +133,6 @@ def bias_gelu(x, bias):
 
 
 def gelu_linear(x, gelu_bias, weight, bias=None):
-    """linear(gelu(x + gelu_bias)), keeping only x. weight is [D, F] as in torch.nn.functional.linear; it and bias are
-    cast to x's dtype."""
+    """linear(gelu(x + gelu_bias)), keeping only x. weight [D, F] and bias are cast to x's dtype."""
     bias = bias if bias is None else bias.to(x.dtype)
     return gelu_linear_op(rows(x), gelu_bias, weight.to(x.dtype), bias).view(*x.shape[:-1], -1)

@@ -11,14 +11,12 @@ The arithmetic is negligible; the time is that of moving bytes. Per element, in 
                               backward: reads the sum, dy, the sum's gradient, writes dx     8 (12)
 
 The backward pass needs the sum, which the next residual keeps anyway, and two fp32 numbers per row. A linear layer
-after the norm would also keep its input y. `norm_linear` does not: the backward kernel has h in registers and writes y
-again. That saves 2 x 2 D bytes per token and layer, 2.7 GB of 21.5 in a micro-batch of 8,192 tokens (with gelu.py 8.1).
-
-Not here: its speed (bench/kernels.py).
+after the norm would also keep its input y, 2 D bytes per token. `norm_linear` does not; see rows.py.
 """
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from kernels import architecture, operator
 from kernels.rows import before_linear, linear, read, rows, weight_gradient, write
@@ -27,31 +25,23 @@ PROGRAMS = {80: 2 * 108, 90: 2 * 132}       # of the backward pass: two per proc
 WARPS = 8                                   # a row of 2560 is 4096 lanes (a power of two): 16 per thread
 
 
-def layer_norm_reference(x_ND, weight_D, bias_D, eps):
-    """The same function written out."""
-    centred_ND = x_ND - x_ND.mean(1, keepdim=True)
-    h_ND = centred_ND / (centred_ND.square().mean(1, keepdim=True) + eps).sqrt()
-    return h_ND * weight_D + bias_D
-
-
 @triton.jit
 def forward_kernel(
     x,                          # [N, D]
     residual,                   # [N, D], added first; None for a plain LayerNorm
     weight, bias,               # [D]
-    total,                      # [N, D]: x + residual, written; None for a plain LayerNorm
+    total,                      # [N, D]: x + residual, written; empty for a plain LayerNorm
     y,                          # [N, D]: written
     mean, rstd,                 # [N] fp32: written
     D,                          # width of a row
     eps,                        # fp32
-    RESIDUAL: tl.constexpr,     # whether residual and total exist
     LANES: tl.constexpr,        # D rounded up to a power of two
 ):
     n = tl.program_id(0).to(tl.int64)                             # one row a program
     d_D = tl.arange(0, LANES)
     inside_D = d_D < D
     x_D = read(x + n * D + d_D, inside_D)
-    if RESIDUAL:
+    if residual is not None:
         x_D += read(residual + n * D + d_D, inside_D)
         rounded_D = x_D.to(total.dtype.element_ty)
         tl.store(total + n * D + d_D, rounded_D, mask=inside_D)
@@ -79,8 +69,6 @@ def backward_kernel(
     y,                          # [N, D]: the norm's output, written again; None without a linear layer
     dweight, dbias,             # [programs, D] fp32: partial sums, added up afterwards in a fixed order
     N, D,
-    RESIDUAL: tl.constexpr,     # whether dtotal exists
-    AGAIN: tl.constexpr,        # whether to write y
     LANES: tl.constexpr,        # D rounded up to a power of two
 ):
     d_D = tl.arange(0, LANES)
@@ -98,10 +86,10 @@ def backward_kernel(
         h_D = tl.where(inside_D, (x_D - tl.load(mean + n)) * r, 0.0)
         g_D = dy_D * w_D
         dx_D = r * (g_D - tl.sum(g_D, 0) / D - h_D * (tl.sum(g_D * h_D, 0) / D))
-        if RESIDUAL:
+        if dtotal is not None:
             dx_D += read(dtotal + n * D + d_D, inside_D)
         write(dx + n * D + d_D, dx_D, inside_D)
-        if AGAIN:
+        if y is not None:
             b_D = read(bias + d_D, inside_D)
             write(y + n * D + d_D, h_D * w_D + b_D, inside_D)
         dw_D += dy_D * h_D
@@ -110,11 +98,7 @@ def backward_kernel(
     tl.store(dbias + tl.program_id(0) * D + d_D, db_D, mask=inside_D)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The operator: rows flattened to [N, D]; residual and linear layer are optional
-
-Tensor = torch.Tensor
-
+# ---- The operator: rows flattened to [N, D]; residual and linear layer are optional ----------------------------------
 
 @operator("norm_linear")
 def norm_linear_op(x_ND: Tensor, residual_ND: Tensor | None, norm_weight_D: Tensor, norm_bias_D: Tensor, eps: float,
@@ -124,7 +108,7 @@ def norm_linear_op(x_ND: Tensor, residual_ND: Tensor | None, norm_weight_D: Tens
     total_ND = x_ND.new_empty(0) if residual_ND is None else torch.empty_like(residual_ND)
     y_ND, mean_N, rstd_N = torch.empty_like(x_ND), *(x_ND.new_empty(N, dtype=torch.float32) for _ in range(2))
     forward_kernel[(N,)](x_ND, residual_ND, norm_weight_D, norm_bias_D, total_ND, y_ND, mean_N, rstd_N, D, eps,
-                         RESIDUAL=residual_ND is not None, LANES=triton.next_power_of_2(D), num_warps=WARPS)
+                         LANES=triton.next_power_of_2(D), num_warps=WARPS)
     return total_ND, linear(y_ND, weight_FD, bias_F), mean_N, rstd_N
 
 
@@ -149,8 +133,7 @@ def norm_linear_backward_op(dtotal_ND: Tensor | None, dout_NF: Tensor, x_ND: Ten
     dtotal_ND = None if dtotal_ND is None else dtotal_ND.contiguous()
     backward_kernel[(programs,)](
         x_ND, dy_ND, dtotal_ND, norm_weight_D, norm_bias_D, mean_N, rstd_N, dx_ND, y_ND, dnorm_weight_PD,
-        dnorm_bias_PD, N, D, RESIDUAL=dtotal_ND is not None, AGAIN=weight_FD is not None,
-        LANES=triton.next_power_of_2(D), num_warps=WARPS)
+        dnorm_bias_PD, N, D, LANES=triton.next_power_of_2(D), num_warps=WARPS)
     dnorm_weight_D, dnorm_bias_D = dnorm_weight_PD.sum(0), dnorm_bias_PD.sum(0)
     return (dx_ND, dnorm_weight_D.to(norm_weight_D.dtype), dnorm_bias_D.to(norm_bias_D.dtype),
             weight_gradient(dout_NF, y_ND))
@@ -163,20 +146,21 @@ def _(dtotal_ND, dout_NF, x_ND, norm_weight_D, norm_bias_D, mean_N, rstd_N, weig
 
 
 def _save(ctx, inputs, output):
-    x_ND, residual_ND, norm_weight_D, norm_bias_D, _, weight_FD, bias_F = inputs
+    x_ND, residual_ND, norm_weight_D, norm_bias_D, _, weight_FD, _ = inputs
     total_ND, _, mean_N, rstd_N = output
-    ctx.x_dtype, ctx.residual, ctx.bias = x_ND.dtype, residual_ND is not None, bias_F is not None
+    ctx.x_dtype, ctx.residual = x_ND.dtype, residual_ND is not None
     ctx.save_for_backward(total_ND if ctx.residual else x_ND, norm_weight_D, norm_bias_D, mean_N, rstd_N, weight_FD)
     ctx.mark_non_differentiable(mean_N, rstd_N)
 
 
 def _backward(ctx, dtotal_ND, dout_NF, dmean_N, drstd_N):
     dtotal_ND = dtotal_ND if ctx.residual else None
-    saved = ctx.saved_tensors           # TRAP: read it once; activation checkpointing recomputes at every read
-    dx_ND, dnorm_weight_D, dnorm_bias_D, dweight_FD = norm_linear_backward_op(dtotal_ND, dout_NF, *saved)
-    dbias_F = dout_NF.sum(0, dtype=dout_NF.dtype) if ctx.bias else None
-    return (dx_ND.to(ctx.x_dtype), dx_ND if ctx.residual else None, dnorm_weight_D, dnorm_bias_D, None,
-            None if saved[-1] is None else dweight_FD, dbias_F)
+    # TRAP: read saved_tensors once; activation checkpointing recomputes at every read
+    dx_ND, *dnorm_D, dweight_FD = norm_linear_backward_op(dtotal_ND, dout_NF, *ctx.saved_tensors)
+    *_, weight, bias = ctx.needs_input_grad
+    dbias_F = dout_NF.sum(0, dtype=dout_NF.dtype) if bias else None
+    return (dx_ND.to(ctx.x_dtype), dx_ND if ctx.residual else None, *dnorm_D, None, dweight_FD if weight else None,
+            dbias_F)
 
 
 norm_linear_op.register_autograd(_backward, setup_context=_save)
@@ -195,9 +179,7 @@ def add_layer_norm(x, residual, weight, bias, eps=1e-5):
 
 def norm_linear(x, norm_weight, norm_bias, weight, bias=None, residual=None, eps=1e-5):
     """linear(LayerNorm(x)), or (x + residual, linear(LayerNorm(x + residual))), without keeping the norm's output.
-
-    weight is [F, D] as in torch.nn.functional.linear; it and bias are cast to x's dtype.
-    """
+    weight [F, D] and bias are cast to x's dtype."""
     bias = bias if bias is None else bias.to(x.dtype)
     weight = weight.to(x.dtype)
     total_ND, out_NF, _, _ = norm_linear_op(rows(x), rows(residual), norm_weight, norm_bias, eps, weight, bias)

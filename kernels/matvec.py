@@ -10,27 +10,18 @@ scale belongs to weights of 8 bits, one per output: they are widened in register
 
     COST: 2 I O bytes in bf16, I O in int8. BioMedLM's four layers of a block: 157 MB in bf16, 52 us at 3 TB/s
 
-Not here: many rows (torch's products on tensor cores); the gradient; its speed (bench/kernels.py).
+Not here: many rows (torch's products on tensor cores); the gradient.
 """
 import torch
 import triton
 import triton.language as tl
 
 from kernels import operator
-from kernels.gelu import _sigmoid_2u, bias_gelu_reference
+from kernels.gelu import _sigmoid_2u
 from kernels.rows import read, write
 
 ROWS = 4                             # rows of x that share one reading of the weights
 OUTPUTS, INPUTS, WARPS = 4, 512, 4   # of a tile of weights: 4 KB in bf16, 16 elements per thread
-
-
-def matvec_reference(x_BI, weight_OI, scale_O=None, bias_O=None, gelu=False, residual_BO=None):
-    """The same function written out."""
-    y_BO = x_BI @ weight_OI.to(x_BI.dtype).T
-    y_BO = y_BO if scale_O is None else y_BO * scale_O
-    y_BO = y_BO if bias_O is None else y_BO + bias_O
-    y_BO = bias_gelu_reference(y_BO, 0) if gelu else y_BO
-    return y_BO if residual_BO is None else y_BO + residual_BO
 
 
 @triton.jit
@@ -41,10 +32,8 @@ def matvec_kernel(
     residual,                   # [B, O], or None
     out,                        # [B, O]: written
     B, I, O,                    # noqa: E741
-    SCALE: tl.constexpr, BIAS: tl.constexpr, GELU: tl.constexpr, RESIDUAL: tl.constexpr,       # what there is
-    ROWS: tl.constexpr,         # rows of x, outputs and inputs of a tile
-    OUTPUTS: tl.constexpr,
-    INPUTS: tl.constexpr,
+    GELU: tl.constexpr,
+    ROWS: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr,                # of a tile
 ):
     b_B = tl.program_id(0) * ROWS + tl.arange(0, ROWS)            # first, so that neighbours read the same weights
     o_O = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
@@ -62,14 +51,14 @@ def matvec_kernel(
         sum_BOI += x_BOI.to(tl.float32) * w_1OI.to(tl.float32)
     y_BO = tl.sum(sum_BOI, 2)                                     # threads are summed once, at the end
 
-    if SCALE:
+    if scale is not None:
         y_BO *= read(scale + o_O, o_O < O)[None, :]
-    if BIAS:
+    if bias is not None:
         y_BO += read(bias + o_O, o_O < O)[None, :]
     if GELU:
         y_BO *= _sigmoid_2u(y_BO)
     offset_BO, inside_BO = b_B[:, None] * O + o_O[None, :], (b_B < B)[:, None] & (o_O < O)[None, :]
-    if RESIDUAL:
+    if residual is not None:
         y_BO += read(residual + offset_BO, inside_BO)
     write(out + offset_BO, y_BO, inside_BO)
 
@@ -82,9 +71,8 @@ def matvec(x_BI: torch.Tensor, weight_OI: torch.Tensor, scale_O: torch.Tensor | 
     (B, I), O = x_BI.shape, len(weight_OI)                        # noqa: E741
     out_BO, rows = x_BI.new_empty(B, O), min(ROWS, triton.next_power_of_2(B))
     matvec_kernel[triton.cdiv(B, rows), triton.cdiv(O, OUTPUTS)](
-        x_BI, weight_OI, scale_O, bias_O, residual_BO, out_BO, B, I, O, SCALE=scale_O is not None,
-        BIAS=bias_O is not None, GELU=gelu, RESIDUAL=residual_BO is not None, ROWS=rows, OUTPUTS=OUTPUTS, INPUTS=INPUTS,
-        num_warps=WARPS)
+        x_BI, weight_OI, scale_O, bias_O, residual_BO, out_BO, B, I, O, GELU=gelu, ROWS=rows, OUTPUTS=OUTPUTS,
+        INPUTS=INPUTS, num_warps=WARPS)
     return out_BO
 
 

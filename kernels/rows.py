@@ -21,7 +21,7 @@ def write(pointers, values, inside):
 
 
 def rows(x):
-    """x [..., D] as [N, D]."""
+    """x [..., D] as [N, D]; None stays None."""
     return x if x is None else x.reshape(-1, x.shape[-1])
 
 

@@ -1,7 +1,6 @@
 """A block and the loss out of the kernels: the same functions that model.py computes with torch's operators.
 
-The forward pass of a block is five launches and four matrix products. It keeps for the backward pass, in bytes per
-token in bf16, D = n_embd:
+A block's forward pass is five launches and four matrix products. It keeps, in bytes per token in bf16, D = n_embd:
 
     norm_linear       the residual stream before each LayerNorm             2 x 2 D bytes
     flash_attention   the packed q, k, v and the output                     8 D

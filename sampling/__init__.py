@@ -5,7 +5,7 @@ cache.py         the keys and values of the tokens read so far
 score.py         how likely a text is
 fast_linear.py   weight layouts: a token as fast as memory delivers the weights
 choice.py        which layout and how many threads are fastest on this machine, by measurement
-native.py        the C loops for a CPU, compiled on first use: matvec.c, attend.c, cpu_step.c
+native.py        the C loops for a CPU, compiled on first use: matvec.c, cpu_step.c
 cpu_step.py      one token on a CPU as one call into C
 cuda_graph.py    one token on a GPU as one launch
 """

@@ -6,8 +6,7 @@ token alone, appends k and v, and lets q attend to all. Without it every step wo
 
     COST: 2 n_layer n_embd numbers per token and row; 328 kB for BioMedLM in bf16
 
-Not here: the loop that uses it (sample.py), the same on a GPU as fixed addresses (cuda_graph.py), attention of one
-token in C (attend.c).
+Not here: the loop that uses it (sample.py), the same at fixed addresses (cuda_graph.py) and in C (cpu_step.c).
 """
 from functools import partial
 
@@ -20,11 +19,9 @@ from sampling.native import in_huge_pages
 
 
 class KVCache:
-    """Keys and values of every layer, in the dtype and on the device of `like`.
-
-    Keys are stored transposed, [L, B, H, K, positions]: the scores of one query are then a vector times a matrix with
-    contiguous rows. On a CPU that was up to four times as fast as F.scaled_dot_product_attention.
-    """
+    """Keys and values of every layer, in the dtype and on the device of `like`. Keys are stored transposed: the scores
+    of one query are then a vector times a matrix with contiguous rows. On a CPU that was up to four times as fast as
+    F.scaled_dot_product_attention."""
 
     def __init__(self, cfg, batch, positions, like):
         L, H, K = cfg.n_layer, cfg.n_head, cfg.head_width
@@ -35,8 +32,7 @@ class KVCache:
 
     @staticmethod
     def check_memory(cfg, rows, positions, like):
-        """UserError where `rows` texts of `positions` tokens do not fit: their keys and values, and while a token is
-        drawn some eight numbers of 4 bytes per logit."""
+        """UserError where the cache of `rows` texts of `positions` tokens, and 32 bytes a logit to draw, do not fit."""
         per_position = 2 * cfg.n_layer * cfg.n_head * cfg.head_width * like.itemsize
         needed = rows * (positions * per_position + 32 * cfg.vocab_size)
         free = free_memory(like.device)

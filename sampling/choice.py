@@ -1,9 +1,8 @@
 """Which layout and how many threads are the fastest here: measured, not guessed.
 
 Teaches that a rule about processors is wrong on the next processor, while a measurement is not. Where several layouts
-can run, each multiplies one of the model's own matrices with one row (a new token) and with many rows (a prompt). The
-time of one row decides, since most of the time goes to new tokens. Two layouts at once would take twice the memory; if
-another one is faster for many rows, the reason names it.
+can run, each multiplies one of the model's own matrices with one row (a new token), whose time decides, and with many
+(a prompt). Two layouts at once would take twice the memory; if another is faster for many rows, the reason names it.
 Not here: the layouts (fast_linear.py).
 
     choice = choose_layout("int8", model)           # choice.layout, choice.reason
@@ -19,7 +18,7 @@ import torch
 
 from model import linears
 from plumbing.common import UserError
-from sampling.fast_linear import LAYOUTS, FastLinear, available, has
+from sampling.fast_linear import FastLinear, available, has
 from sampling.native import library
 
 ROWS = 64                     # of a prompt
@@ -66,8 +65,7 @@ def choose_layout(dtype, model, fixed="auto"):
     if len(layouts) == 1 or W_OI.numel() < MIN_WEIGHTS:
         return Choice(layouts[0])
 
-    between = torch.ones(OTHER).sum
-    seconds = {layout: measure(layout, W_OI, between) for layout in layouts}
+    seconds = {layout: measure(layout, W_OI) for layout in layouts}
     layout = fastest({name: one for name, (one, _) in seconds.items()})
     for_prompts = fastest({name: many for name, (_, many) in seconds.items()})
     times = ", ".join(f"{name} {1e3 * one:.1f} and {1e3 * many:.0f} ms" for name, (one, many) in seconds.items())
@@ -85,10 +83,10 @@ def choose_threads(model):
     if not model.wte.weight.is_cpu or "OMP_NUM_THREADS" in os.environ or linear.bytes < MIN_WEIGHTS:
         return threads
 
-    between, seconds = torch.ones(OTHER).sum, {}
+    seconds = {}
     while threads:
         torch.set_num_threads(threads)
-        seconds[threads] = time_of_rows(linear, 1, between)
+        seconds[threads] = time_of_rows(linear, 1)
         threads //= 2
     return fastest(seconds)
 
@@ -102,20 +100,19 @@ def fastest(seconds):
     return best
 
 
-def measure(layout, W_OI, between):
+def measure(layout, W_OI):
     """(seconds of one row, seconds of ROWS rows)"""
     linear = FastLinear(W_OI, None, layout)
-    return time_of_rows(linear, 1, between), time_of_rows(linear, ROWS, between)
+    return time_of_rows(linear, 1), time_of_rows(linear, ROWS)
 
 
 @torch.inference_mode()
-def time_of_rows(linear, rows, between):
-    """The shortest seconds of REPEATS products. between() reads other memory, which empties the processor's cache."""
-    x_BI = torch.ones(rows, linear.inputs, dtype=LAYOUTS[linear.layout].inputs or linear.dtype)
+def time_of_rows(linear, rows):
+    """The shortest seconds of REPEATS products. Before each, other memory is read, to empty the processor's cache."""
+    x_BI, other, seconds = torch.ones(rows, linear.inputs, dtype=linear.dtype), torch.ones(OTHER), []
     linear(x_BI)
-    seconds = []
     for _ in range(REPEATS):
-        between()
+        other.sum()
         start = time.perf_counter()
         linear(x_BI)
         seconds.append(time.perf_counter() - start)

@@ -6,8 +6,12 @@
    caches. Here they are a few kilobytes of code. It is model.py's Block again, tested against it, for GPT-2 only and
    without gradients.
 
-   Not here: the products (matvec.c), attention (attend.c), the embedding and the choice of a token (Python). */
+   Attention of a single query is two weighted sums of rows, with a softmax between them. Each reads the cache once, in
+   four streams like the weights (matvec.c).
+
+   Not here: the products (matvec.c); many queries at once (a prompt), the embedding and the choice of a token (Python). */
 #include <math.h>
+#include <string.h>
 #include "native.h"
 
 typedef struct {
@@ -17,7 +21,7 @@ typedef struct {
 typedef struct {
     Norm ln_1, ln_2;
     Matrix c_attn, attn_c_proj, c_fc, mlp_c_proj;
-    float *keys, *values;                        /* of B * n_head heads: see attend.c */
+    float *keys, *values;                        /* of B * n_head heads: [width, positions] and [positions, width] */
     float scale;                                 /* of the attention scores */
 } Layer;
 
@@ -78,14 +82,54 @@ static void gelu(const Step *t) {
     }
 }
 
+/* y += the sum of weights[r] * row r, n numbers each, for `few` rows: r = 0, apart, 2 apart ... Row r is r * stride on. */
+static inline void add(float *y, const float *weights, const float *rows, int few, long apart, long stride, long n) {
+    float w[STREAMS];
+    long i = 0;
+    EACH(r, few) w[r] = weights[r * apart];
+    for (; i + 16 <= n; i += 16) {
+        f8_anywhere *two = (f8_anywhere *)(y + i);
+        f8 first = two[0], second = two[1];
+        EACH(r, few) {
+            const float *here = rows + r * apart * stride + i;
+            const f8_anywhere *row = (const f8_anywhere *)here;
+            f8 weight = {w[r], w[r], w[r], w[r], w[r], w[r], w[r], w[r]};
+            __builtin_prefetch(here + stride);
+            first = fused(weight, row[0], first), second = fused(weight, row[1], second);
+        }
+        two[0] = first, two[1] = second;
+    }
+    for (; i < n; i++)
+        for (int r = 0; r < few; r++) y[i] += w[r] * rows[r * apart * stride + i];
+}
+
+/* y = the sum of weights[j] * rows[j], n numbers each; consecutive rows are `stride` apart. */
+static void blend(float *y, const float *weights, const float *rows, long stride, long count, long n) {
+    long apart = count / STREAMS;
+    memset(y, 0, n * sizeof(float));
+    for (long j = 0; j < apart; j++) add(y, weights + j, rows + j * stride, STREAMS, apart, stride, n);
+    for (long j = STREAMS * apart; j < count; j++) add(y, weights + j, rows + j * stride, 1, apart, stride, n);
+}
+
+static void softmax(float *z, float scale, long n) {
+    float most = z[0], total = 0;
+    for (long s = 1; s < n; s++) most = z[s] > most ? z[s] : most;
+    for (long s = 0; s < n; s++) total += z[s] = expf(scale * (z[s] - most));
+    for (long s = 0; s < n; s++) z[s] /= total;
+}
+
+/* Each head appends the new token's k and v to the `length` cached ones; then y = softmax(scale q k) v. */
 static void attention(const Step *t, const Layer *layer, long length) {
-    long D = t->n_embd, H = t->n_head, width = D / H;
+    long D = t->n_embd, H = t->n_head, width = D / H, S = t->positions;
 #pragma omp for
     for (long h = 0; h < t->B * H; h++) {
-        const float *q = t->wide + h / H * 3 * D + h % H * width;
-        long cache = h * width * t->positions;
-        attend(q, q + D, q + 2 * D, layer->keys + cache, layer->values + cache, t->scores + h * t->positions,
-               t->normed + h * width, width, length, t->positions, layer->scale);
+        const float *q = t->wide + h / H * 3 * D + h % H * width, *k = q + D, *v = k + D;
+        float *keys = layer->keys + h * width * S, *values = layer->values + h * width * S, *scores = t->scores + h * S;
+        for (long i = 0; i < width; i++) keys[i * S + length] = k[i];
+        memcpy(values + length * width, v, width * sizeof(float));
+        blend(scores, q, keys, S, width, length + 1);
+        softmax(scores, layer->scale, length + 1);
+        blend(t->normed + h * width, scores, values, width, length + 1, width);
     }
 }
 

@@ -2,24 +2,22 @@
 
 Teaches CUDA graphs. A token of BioMedLM is about 260 kernels of a few microseconds each, and launching them one by one
 from Python takes longer than running them. A CUDA graph records the launches once and replays all of them at once. It
-replays the same addresses, so nothing may move or grow: the cache has all its positions from the start, the new token's
-id and position are at fixed places on the device, and attention (kernels/flash_decode.py) reads the number of keys
-there.
+replays the same addresses, so nothing may move or grow: the cache has all its positions from the start, and the new
+token's id, its position and the number of keys (kernels/flash_decode.py) are at fixed places on the device.
 
     COST: 5.2 GB of bf16 weights per token, 1.1 ms at an H200's 4.8 TB/s; launched one by one, 4 ms and more
 
     step = GraphStep(model, cache)             # a sample.KVCache that has read the prompt; recorded here
     logits_BV = step(ids_B1)                   # valid until the next call, which overwrites it
 
-Not here: choosing the token (sample.py). Not yet run on a GPU: the tests run the recorded function on a CPU, with
-Triton's interpreter. sample.py --no-cuda-graph does not use it.
+Not here: choosing the token (sample.py). Not yet run on a GPU: tests interpret it. sample.py --no-cuda-graph avoids it.
 """
 import torch
 
 from kernels import require_triton
 from kernels.flash_decode import append_and_decode
-from kernels.layer_norm import layer_norm
 from kernels.matvec import matvec
+from kernels.transformer import final_norm as normed
 from plumbing.common import UserError
 
 
@@ -86,7 +84,3 @@ class GraphStep:
         self.position_1 += 1
         self.length_B += 1
         return self.logits_BV
-
-
-def normed(norm, x_BD):
-    return layer_norm(x_BD, norm.weight, norm.bias, norm.eps)

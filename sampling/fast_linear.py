@@ -15,14 +15,12 @@ Not here: which layout is the fastest here (choice.py), training (these layers h
     matvec_int4   int4        fp32    the same; weights are rounded to 4 bits with a scale per 32, inputs to 8 bits too
     onednn        bf16        bf16    CPUs with bf16 instructions: packed for oneDNN, twice as fast as F.linear
     int8          int8        fp32    x86 CPUs with 8-bit instructions (VNNI), or no compiler: inputs of 8 bits as well
-    widened       bf16, fp16  fp32    any CPU: a block of weights at a time is converted to fp32; for bf16 if there is
-                                      no compiler
+    widened       bf16, fp16  fp32    any CPU: converted to fp32, a block at a time; for bf16 if there is no compiler
     widened_int8  int8        fp32    the same, and GPUs (inputs as the model has them): saves memory, not time
 
 TRAP: without bf16 instructions (AVX-512 BF16, AMX) torch computes a bf16 product of more than one row in a scalar loop,
 40 to 100 times slower than fp32. No layout but `plain` and `onednn` calls it.
-Relative errors of one product of Gaussian weights: bf16 0.2 %, matvec_int8 and widened_int8 0.9 %, int8 1.8 % (without
-VNNI), matvec_int4 8.6 %.
+Relative errors of one product of Gaussian weights: bf16 0.2 %, int8 0.9 % (layout int8 without VNNI 1.8 %), int4 8.6 %.
 """
 import functools
 import time
@@ -42,8 +40,7 @@ BLOCK = 2**19                            # weights converted at a time: 2 MB in 
 MIN_BYTES_TO_JUDGE_BANDWIDTH = 2**28     # per token; fewer may stay in the cache
 
 # ---- The layouts: how each packs the weights, and multiplies x_BI with them. I and O: inputs, outputs ----
-# scale_O belongs to weights of 8 bits, and is None for others; bias_O may be None.
-
+# scale_O belongs to weights of 8 bits, and is None for others; bias_O, in the dtype of the inputs, may be None.
 
 def quantize(W_OI):
     """(int8_OI, scale_O): the largest weight of each output becomes 127."""
@@ -60,14 +57,6 @@ def quantize_int4(W_OI, group=32, multiple=256):
     return steps_OGI.round_().clamp_(-8, 7).to(torch.int8).flatten(1), scale_OG
 
 
-def as_they_are(W_OI, scale_O, bias_O):
-    return W_OI, scale_O, bias_O
-
-
-def plain(x_BI, W_OI, scale_O, bias_O):
-    return F.linear(x_BI, W_OI, bias_O)
-
-
 def widened(x_BI, W_OI, scale_O, bias_O):
     """Weights are converted to the inputs' dtype: on a CPU block by block, through one buffer that stays in the cache,
     which is 5 to 10 times as fast as the whole matrix at once.
@@ -79,15 +68,7 @@ def widened(x_BI, W_OI, scale_O, bias_O):
     y_BO = torch.cat([x_BI @ buffer_PI[:len(W_PI)].copy_(W_PI).t() for W_PI in W_OI.split(rows)], -1)
     if scale_O is not None:
         y_BO *= scale_O.to(y_BO.dtype)
-    return y_BO if bias_O is None else y_BO + bias_O.to(y_BO.dtype)
-
-
-def pack_matvec(W_OI, scale_O, bias_O):
-    return in_lines(W_OI), scale_O, None if bias_O is None else bias_O.float()
-
-
-def pack_int4(W_OI, scale_O, bias_O):
-    return in_blocks(*quantize_int4(W_OI)), None, None if bias_O is None else bias_O.float()
+    return y_BO if bias_O is None else y_BO + bias_O
 
 
 def few_or_many(x_BI, W_OC, scale_O, bias_O):
@@ -97,21 +78,17 @@ def few_or_many(x_BI, W_OC, scale_O, bias_O):
     return F.linear(x_BI, W_OC[:, :x_BI.shape[1]], bias_O)
 
 
-def pack_onednn(W_OI, scale_O, bias_O):
-    return torch.ops.mkldnn._reorder_linear_weight(W_OI, 1), bias_O
-
-
-def onednn(x_BI, packed, bias_O):
+def onednn(x_BI, packed, scale_O, bias_O):
     return torch.ops.mkldnn._linear_pointwise(x_BI, packed, bias_O, "none", [], "")
 
 
-def pack_int8(int8_OI, scale_O, bias_O):
+def pack_int8(int8_OI, scale_O):
+    """(packed, sum_O): the sum of an output's weights takes the place of their scale, which `packed` contains."""
     with warnings.catch_warnings():                # torch plans to replace its quantized tensors; see `operators`
         warnings.simplefilter("ignore", UserWarning)
         zero_O = torch.zeros(len(int8_OI), dtype=torch.int64)
         quantized_OI = torch._make_per_channel_quantized_tensor(int8_OI, scale_O, zero_O, 0)
-    sum_O = int8_OI.float().sum(1) * scale_O
-    return torch.ops.quantized.linear_prepack(quantized_OI, None), sum_O, 0.0 if bias_O is None else bias_O.float()
+    return torch.ops.quantized.linear_prepack(quantized_OI, None), int8_OI.float().sum(1) * scale_O
 
 
 def int8(x_BI, packed, sum_O, bias_O):
@@ -126,28 +103,29 @@ def int8(x_BI, packed, sum_O, bias_O):
     span_B1 = (high_B1 - low_B1).clamp(min=1e-12)
     y_BO = torch.ops.quantized.linear_dynamic((x_BI - low_B1) / span_B1, packed,
                                               not has("avx512_vnni", "avx_vnni", "amx_int8"))
-    return y_BO.mul_(span_B1).addcmul_(low_B1, sum_O).add_(bias_O)
+    y_BO.mul_(span_B1).addcmul_(low_B1, sum_O)
+    return y_BO if bias_O is None else y_BO.add_(bias_O)
 
 
 @dataclass(frozen=True)
 class Layout:
-    pack: Callable                                  # (W_OI, scale_O, bias_O) -> packed, the arguments of multiply
-    multiply: Callable                              # (x_BI, *packed) -> y_BO
+    pack: Callable | None                           # (W_OI, scale_O) -> both as multiply reads them; None: as they are
+    multiply: Callable                              # (x_BI, packed weights, packed scale, bias_O) -> y_BO
     inputs: torch.dtype | None                      # dtype of x_BI on a CPU; None keeps the model's
     int8: bool = False                              # weights of 8 bits
     operators: tuple[str, ...] = ()                 # private operators of torch, which a release may drop
 
 
 LAYOUTS = {
-    "plain": Layout(as_they_are, plain, None),
-    "matvec": Layout(pack_matvec, few_or_many, torch.float32),
-    "matvec_int8": Layout(pack_matvec, matvec, torch.float32, True),
-    "matvec_int4": Layout(pack_int4, matvec, torch.float32),
-    "onednn": Layout(pack_onednn, onednn, torch.bfloat16, False,
-                     ("mkldnn._reorder_linear_weight", "mkldnn._linear_pointwise")),
+    "plain": Layout(None, lambda x_BI, W_OI, scale_O, bias_O: F.linear(x_BI, W_OI, bias_O), None),
+    "matvec": Layout(lambda W_OI, scale_O: (in_lines(W_OI), scale_O), few_or_many, torch.float32),
+    "matvec_int8": Layout(lambda W_OI, scale_O: (in_lines(W_OI), scale_O), matvec, torch.float32, True),
+    "matvec_int4": Layout(lambda W_OI, scale_O: (in_blocks(*quantize_int4(W_OI)), None), matvec, torch.float32),
+    "onednn": Layout(lambda W_OI, scale_O: (torch.ops.mkldnn._reorder_linear_weight(W_OI, 1), None), onednn,
+                     torch.bfloat16, False, ("mkldnn._reorder_linear_weight", "mkldnn._linear_pointwise")),
     "int8": Layout(pack_int8, int8, torch.float32, True, ("quantized.linear_prepack", "quantized.linear_dynamic")),
-    "widened": Layout(as_they_are, widened, torch.float32),
-    "widened_int8": Layout(as_they_are, widened, torch.float32, True),
+    "widened": Layout(None, widened, torch.float32),
+    "widened_int8": Layout(None, widened, torch.float32, True),
 }
 
 
@@ -166,16 +144,16 @@ def available(layout):
 
 # ---- A model in a layout ----
 
-
 class FastLinear(nn.Module):
     """nn.Linear for inference, with its weights in one of the LAYOUTS. `bytes`: of weights that a call reads."""
 
     def __init__(self, weight_OI, bias_O, layout):
         super().__init__()
-        self.layout = layout
-        self.inputs, self.dtype = weight_OI.shape[1], weight_OI.dtype
+        self.layout, self.inputs = layout, weight_OI.shape[1]
+        self.dtype = (LAYOUTS[layout].inputs if weight_OI.is_cpu else None) or weight_OI.dtype       # of the inputs
         weight_OI, scale_O = quantize(weight_OI) if LAYOUTS[layout].int8 else (weight_OI, None)
-        self.packed = LAYOUTS[layout].pack(weight_OI, scale_O, bias_O)
+        packed = LAYOUTS[layout].pack(weight_OI, scale_O) if LAYOUTS[layout].pack else (weight_OI, scale_O)
+        self.packed = *packed, None if bias_O is None else bias_O.to(self.dtype)
         self.bytes = (self.packed[0] if layout == "matvec_int4" else weight_OI).nbytes
 
     def forward(self, x):
@@ -186,11 +164,9 @@ class FastLinear(nn.Module):
 @torch.no_grad()
 def lay_out(model, layout):
     """Store the weights of a loaded model.GPT in a layout, one matrix after the other; the originals are freed.
-
     Sets model.lm_head: the head's weights, for BioMedLM the token embedding's. `plain` and `widened` share the
     embedding's memory; the others store it twice (BioMedLM: 74 MB in int8, 148 MB in bf16), since looking up a token
-    needs it as it was. With matvec_int4 the head is in int8: 4 bits cost the most there (results/sample_runs.md).
-    """
+    needs it as it was. With matvec_int4 the head is in int8: 4 bits cost the most there (results/sample_runs.md)."""
     for block in model.h:
         for owner, name, linear in linears(block):
             bias_O = None if linear.bias is None else linear.bias.detach()
@@ -198,12 +174,10 @@ def lay_out(model, layout):
     head_layout = "matvec_int8" if layout == "matvec_int4" else layout
     model.lm_head = FastLinear((model.lm_head or model.wte).weight.detach(), None, head_layout)
 
-    # The LayerNorms and the position embedding take the dtype of the inputs. The token embedding keeps its own: a bf16
-    # row plus an fp32 position is fp32.
-    inputs = LAYOUTS[layout].inputs if model.wte.weight.is_cpu else None
+    # All but the token embedding take the dtype of the inputs: a bf16 row of it plus an fp32 position is fp32.
     for name, p in model.named_parameters():
         if name != "wte.weight":
-            p.data = p.data.to(inputs or p.dtype)
+            p.data = p.data.to(model.lm_head.dtype)
 
 
 def weight_bytes(model):
@@ -213,13 +187,9 @@ def weight_bytes(model):
 
 # ---- How fast memory is ----
 
-
 def bandwidth_meter(device):
-    """A function that measures once how many bytes memory gives per second.
-
-    On a CPU 256 MB are read in the fastest way we know (without a C compiler by torch's sum, which is slower); on a GPU
-    1 GB is copied, which is 2 GB read and written.
-    """
+    """A function that measures once how many bytes memory gives per second. A CPU reads 256 MB in the fastest way we
+    know (without a C compiler by torch's sum, which is slower); a GPU copies 1 GB, which is 2 GB read and written."""
     if device.type == "cuda":
         a = torch.ones(2**28, device=device)
         b = torch.empty_like(a)
@@ -246,8 +216,7 @@ def read_bandwidth(device):
 
 def share_of_bandwidth(model, prompt_length, rows, times):
     """Bytes that the tokens after the first had to read, weights and cache, divided by what memory could have given in
-    their time. times: the start, then when each token was complete. None where too few bytes were read to judge, and on
-    Apple's GPUs, whose bandwidth is not measured."""
+    their time. times: the start, then when each token was complete. None for too few bytes, and on Apple's GPUs."""
     steps = len(times) - 2
     if steps < 1 or weight_bytes(model) < MIN_BYTES_TO_JUDGE_BANDWIDTH or model.wte.weight.is_mps:
         return None

@@ -46,8 +46,10 @@ typedef struct {                                 /* the inputs of a BLOCK of int
 
 /* total += a BLOCK of weights times its inputs, a group per lane. w: a byte has a weight of one four and, 16 times, of the
    next; then a bf16 scale per group. Sums of 16 bits may wrap on their way: the last is 16 * 8 * 127 at most. */
-INLINE void meet_int4(const uint8_t *w, const Inputs4 *const x[FEW], f8 *total, int few) {
+INLINE void meet_int4(const uint8_t *w, const Inputs4 *const vectors[FEW], long i, f8 *total, int few) {
+    const Inputs4 *x[FEW];
     i8 sums[FEW];
+    EACH(b, few) x[b] = vectors[b] + i / BLOCK;
 #ifdef __AVX2__
     u8 scale = (u8)_mm256_cvtepu16_epi32(*(const __m128i *)(w + BLOCK / 2)) << 16;
     __m256i low = _mm256_set1_epi8(15), halves[FEW];
@@ -102,32 +104,27 @@ INLINE long input_bytes(int kind, long columns) {
     return kind == INT4 ? columns / BLOCK * (long)sizeof(Inputs4) : columns * (kind == INT8 ? 2 : 4);
 }
 
-/* total[s][b] = the row from row[s] on times the vector from x[b] on, over n columns, whole units. */
-INLINE void meet(int kind, const char *const row[STREAMS], const void *const x[FEW], float total[STREAMS][FEW],
-                 int few, long n) {
+/* sums[s][b] += the row from row[s] on times the vector from x[b] on, over n columns, whole units. */
+INLINE void meet(int kind, const char *const row[STREAMS], const void *const x[FEW], float sums[STREAMS][FEW], int few,
+                 long n) {
     f8 floats[STREAMS * FEW] = {0};
     i8 ints[STREAMS * FEW] = {0};
     for (long i = 0; i < n; i += unit(kind)) {
         EACH(s, STREAMS)
             for (long line = 0; line < bytes(kind, unit(kind)); line += LINE)
                 __builtin_prefetch(row[s] + bytes(kind, i) + line + AHEAD);
-        if (kind == INT4) {
-            const Inputs4 *block[FEW];
-            EACH(b, few) block[b] = (const Inputs4 *)x[b] + i / BLOCK;
-            EACH(s, STREAMS) meet_int4((const uint8_t *)row[s] + bytes(kind, i), block, floats + s * few, few);
-            continue;
-        }
 #pragma GCC unroll 1                             /* or the compiler runs out of registers */
-        for (long c = i; c < i + LINE / kind; c += 16)
+        for (long c = i; c < i + unit(kind); c += kind == INT4 ? BLOCK : 16)
             EACH(s, STREAMS) {
-                const char *w = row[s] + c * kind;
-                if (kind == INT8) meet_int8((const int8_t *)w, (const int16_t *const *)x, c, ints + s * few, few);
+                const char *w = row[s] + bytes(kind, c);
+                if (kind == INT4) meet_int4((const uint8_t *)w, (const Inputs4 *const *)x, c, floats + s * few, few);
+                else if (kind == INT8) meet_int8((const int8_t *)w, (const int16_t *const *)x, c, ints + s * few, few);
                 else meet_float(kind, w, (const float *const *)x, c, floats + s * few, few);
             }
     }
     EACH(s, STREAMS) EACH(b, few) {
         int k = s * few + b;
-        total[s][b] = across(kind == INT8 ? __builtin_convertvector(ints[k], f8) : floats[k]);
+        sums[s][b] += across(kind == INT8 ? __builtin_convertvector(ints[k], f8) : floats[k]);
     }
 }
 
@@ -141,8 +138,8 @@ INLINE float largest_of(const float *x, long n) {
     return largest.number;
 }
 
-/* Round a vector to 8 bits, the largest number of each 32 to 127, with zeros up to whole blocks. */
-static void prepare_int4(const float *x, Inputs4 *block, long inputs, long columns) {
+/* Round a vector to 8 bits, the largest number of each 32 to 127, with zeros up to whole blocks. Returns 1. */
+static float prepare_int4(const float *x, Inputs4 *block, long inputs, long columns) {
     for (long start = 0; start < columns; start += 32) {
         long g = start % BLOCK / 32, n = inputs - start < 0 ? 0 : inputs - start < 32 ? inputs - start : 32;
         float group[32] = {0}, largest;
@@ -158,6 +155,7 @@ static void prepare_int4(const float *x, Inputs4 *block, long inputs, long colum
             for (int k = 0; k < 4; k++) to->start[g][k / 2] -= 8 * ints[i + k];
         }
     }
+    return 1;
 }
 
 /* Arrange a vector in the order in which meet reads it, with zeros up to whole lines. For int8 it is rounded to 16 bits,
@@ -165,10 +163,7 @@ static void prepare_int4(const float *x, Inputs4 *block, long inputs, long colum
 INLINE float prepare(int kind, const float *x, void *prepared, long inputs, long columns) {
     float *floats = prepared;
     int16_t *ints = prepared;
-    if (kind == INT4) {
-        prepare_int4(x, prepared, inputs, columns);
-        return 1;
-    }
+    if (kind == INT4) return prepare_int4(x, prepared, inputs, columns);
     if (kind != INT8) {
         for (long i = 0; i < columns; i++)
             floats[kind == BF16 ? i / 16 * 16 + i % 2 * 8 + i % 16 / 2 : i] = i < inputs ? x[i] : 0;
@@ -192,15 +187,14 @@ typedef struct {
 /* The rows r, r + apart ... of W times the vectors b, b + 1 ..., from column `start` to before `end`. */
 INLINE void tile(int kind, const Work *t, long r, long b, int few, long start, long end) {
     long rows[STREAMS], O = t->m->outputs;
-    float sums[STREAMS][FEW] = {{0}}, total[STREAMS][FEW];
+    float sums[STREAMS][FEW] = {{0}};
     EACH(s, STREAMS) rows[s] = r + s * t->apart < O ? r + s * t->apart : O - 1;   /* after the last row, the last again */
     for (long c = start; c < end; c += CHUNK) {
         const char *w[STREAMS];
         const void *x[FEW];
         EACH(s, STREAMS) w[s] = t->m->W + rows[s] * bytes(kind, t->columns) + bytes(kind, c);
         EACH(v, few) x[v] = t->x + (b + v) * input_bytes(kind, t->columns) + input_bytes(kind, c);
-        meet(kind, w, x, total, few, end - c < CHUNK ? end - c : CHUNK);
-        EACH(s, STREAMS) EACH(v, few) sums[s][v] += total[s][v];
+        meet(kind, w, x, sums, few, end - c < CHUNK ? end - c : CHUNK);
     }
     for (int s = 0; s < STREAMS && r + s * t->apart < O; s++)
         for (int v = 0; v < few; v++) {

@@ -1,4 +1,4 @@
-/* Shared by the three .c files: vector types, sums and the matrix. */
+/* Shared by the two .c files: vector types, sums and the matrix. */
 #include <stdint.h>
 #ifdef __AVX2__
 #include <immintrin.h>
@@ -46,5 +46,3 @@ typedef struct {                                 /* y = scale W x + bias */
 
 /* Called by all threads of an OpenMP team: they share the work, and all continue when it is done. */
 void product(const Matrix *m, const float *x, float *y, void *room, long B);
-void attend(const float *q, const float *k, const float *v, float *keys, float *values, float *scores, float *y,
-            long width, long length, long positions, float scale);

@@ -23,7 +23,7 @@ import torch
 from plumbing.common import written_whole
 
 HERE = Path(__file__).parent
-SOURCES = [HERE / name for name in ("matvec.c", "attend.c", "cpu_step.c")]
+SOURCES = [HERE / name for name in ("matvec.c", "cpu_step.c")]
 FLAGS = ("-O3", "-ffp-contract=off", "-shared", "-fPIC")
 NATIVE = ("-march=native", "-mcpu=native")       # clang on ARM knows the second
 OPENMP = ("-fopenmp", "")                        # Apple's clang has none: the loops then run in one thread
@@ -99,9 +99,7 @@ def in_lines(W_OI):
 
 def in_blocks(int4_OI, scale_OG):
     """Weights of 4 bits for matvec, W_OC in uint8: int4_OI from -8 to 7, for whole blocks; scale_OG: bf16, one per 32.
-
-    A block has 8 groups, 4 weights of each in turn; the second 4 are in the upper halves of the first. Then the scales.
-    """
+    A block has 8 groups, 4 weights of each in turn, the second 4 in the upper halves of the first; then the scales."""
     outputs = len(int4_OI)
     code_OUGKHF = (int4_OI + 8).to(torch.uint8).view(outputs, -1, 8, 4, 2, 4)     # U blocks, K pairs, H halves, F fours
     bytes_OUKGF = (code_OUGKHF[..., 0, :] + 16 * code_OUGKHF[..., 1, :]).transpose(2, 3)
@@ -117,8 +115,7 @@ def room_for(rows, inputs):
 
 
 def matvec(x_BI, W_OC, scale_O=None, bias_O=None):
-    """y_BO = x_BI W^T + bias_O in fp32, for W_OC = in_lines(W_OI) in fp32, bf16, or int8 (times scale_O), or
-    W_OC = in_blocks(int4_OI, scale_OG)."""
+    """y_BO = x_BI W^T + bias_O in fp32. W_OC: in_lines' in fp32, bf16 or int8 (times scale_O), or in_blocks'."""
     (rows, inputs), x_BI = x_BI.shape, x_BI.contiguous()
     unit, unit_bytes = (BLOCK, BLOCK_BYTES) if W_OC.dtype == torch.uint8 else (LINE // W_OC.itemsize, LINE)
     assert x_BI.dtype == torch.float32 and W_OC.shape[1] * W_OC.itemsize == -(-inputs // unit) * unit_bytes

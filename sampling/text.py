@@ -15,11 +15,10 @@ import re
 import sys
 from pathlib import Path
 
-from plumbing.common import UserError, read_json_lines
+from plumbing.common import UserError, read_json_lines, shown
 from tokenizer import EOS
 
 # ---- Prompts ----
-
 
 def read_prompts(path):
     """The prompts in a file, or on stdin for "-": one per line; in a .jsonl file, the "prompt" of each object."""
@@ -59,8 +58,7 @@ def encode_prompt(tok, prompt):
     if not stripped:
         raise UserError(f"the prompt is empty; give some words to continue, or --prompt '{EOS}' to start a new text")
     if stripped != prompt:
-        print(f"note: removed the space at the end of {shorten(prompt)!r}; the next token brings its own",
-              file=sys.stderr)
+        print(f"note: removed the space at the end of {shown(prompt)}; the next token brings its own", file=sys.stderr)
     return [*tok.front, *tok.encode(stripped).tolist()]
 
 
@@ -69,8 +67,8 @@ def encode_prompts(tok, prompts, most):
     encoded = [encode_prompt(tok, prompt) for prompt in prompts]
     for prompt, ids in zip(prompts, encoded, strict=True):
         if len(ids) > most:
-            raise UserError(f"the prompt {shorten(prompt)!r} has {len(ids)} tokens; the model's positions allow at "
-                            f"most {most}; shorten it")
+            raise UserError(f"the prompt {shown(prompt)} has {len(ids)} tokens; the model's positions allow at most "
+                            f"{most}; shorten it")
     return encoded
 
 
@@ -79,12 +77,8 @@ def check_unicode(text, name):
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise UserError(f"{name} {shorten(text)!r} is not Unicode text: character {error.start} is "
+        raise UserError(f"{name} {shown(text)} is not Unicode text: character {error.start} is "
                         f"{text[error.start]!r}; write it in UTF-8") from error
-
-
-def shorten(text, n=40):
-    return text if len(text) <= n else "..." + text[-n:]
 
 
 def groups(lengths, most):
@@ -96,7 +90,6 @@ def groups(lengths, most):
 
 
 # ---- Samples ----
-
 
 class TextStream:
     """The text of one sample; `text` is all that has been released so far."""
@@ -126,17 +119,14 @@ class TextStream:
             self.stopped = True
             self.held = self.held[:min(found)]               # the stop string is not part of the text
             return self.release(len(self.held))
-        return self.release(len(self.held) - longest_beginning(self.held, self.stops))
+        # What could be the beginning of a stop string is held back.
+        begun = max((n for stop in self.stops for n in range(1, len(stop)) if self.held.endswith(stop[:n])), default=0)
+        return self.release(len(self.held) - begun)
 
     def release(self, n):
         released, self.held = self.held[:n], self.held[n:]
         self.text += released
         return released
-
-
-def longest_beginning(text, stops):
-    """How many characters at the end of `text` could be the beginning of a stop string."""
-    return max((n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
 
 
 def check_stops(tok, stops):

@@ -245,13 +245,14 @@ def test_no_address_overflows_at_64_sequences_of_8192_tokens(only_the_last_progr
     grid = B * T // gelu.ROWS, F // gelu.COLUMNS
     gelu.forward_kernel[grid](h_NF, bias_F, g_NF, B * T, F, ROWS=gelu.ROWS, COLUMNS=gelu.COLUMNS)
     tile = slice(-gelu.ROWS, None), slice(-gelu.COLUMNS, None)
-    assert relative_error(g_NF[tile], gelu.bias_gelu_reference(h_NF[tile].double(), bias_F[tile[1]].double())) < 1e-2
+    reference = torch.nn.functional.gelu(h_NF[tile].double() + bias_F[tile[1]].double(), approximate="tanh")
+    assert relative_error(g_NF[tile], reference) < 1e-2
 
     # layer_norm: the last row, of a width with which it lies past 2^31
     x_ND, y_ND = h_NF, g_NF
     one_D, statistics_2N = torch.ones(F), torch.zeros(2, B * T)
     x_ND[-1] = torch.randn(F)
     layer_norm.forward_kernel[B * T,](x_ND, None, one_D, 0 * one_D, None, y_ND, *statistics_2N, F, 1e-5,
-                                      RESIDUAL=False, LANES=16384)
-    reference = layer_norm.layer_norm_reference(x_ND[-1:].double(), one_D.double(), 0 * one_D.double(), 1e-5)
+                                      LANES=16384)
+    reference = torch.nn.functional.layer_norm(x_ND[-1:].double(), (F,))
     assert relative_error(y_ND[-1:], reference) < 1e-2

@@ -19,12 +19,12 @@ from bench.gpu_checks import kernels_with_sdpa
 from bench.measure import relative_error
 from data import document_starts
 from kernels import flash_attention, self_check, transformer
-from kernels.cross_entropy import cross_entropy_, cross_entropy_reference, linear_cross_entropy, linear_cross_entropy_op
+from kernels.cross_entropy import cross_entropy_, linear_cross_entropy, linear_cross_entropy_op
 from kernels.flash_attention import attention_reference, dropout_in_256, flash_attention_op
-from kernels.flash_decode import append_and_decode, decode_reference
-from kernels.gelu import bias_gelu, bias_gelu_reference, gelu_linear, gelu_linear_op
-from kernels.layer_norm import add_layer_norm, layer_norm, layer_norm_reference, norm_linear, norm_linear_op
-from kernels.matvec import matvec, matvec_reference
+from kernels.flash_decode import append_and_decode
+from kernels.gelu import bias_gelu, gelu_linear, gelu_linear_op
+from kernels.layer_norm import add_layer_norm, layer_norm, norm_linear, norm_linear_op
+from kernels.matvec import matvec
 from plumbing.common import UserError
 from sampling.fast_linear import quantize
 
@@ -160,8 +160,9 @@ def test_decoding_appends_the_new_key_and_value_and_equals_attention_of_the_last
     assert torch.equal(caches_2BHSK, expected_2BHSK)
     for b, length in enumerate(lengths):
         one = slice(b, b + 1)
-        ref_1HK = decode_reference(*doubled(q_BHK[one], *expected_2BHSK[:, one]), length, 0.1)
-        assert_close(out_BC[one].view(1, H, K), ref_1HK, dtype)
+        query_key_value = doubled(q_BHK[one, :, None], *expected_2BHSK[:, one, :, :length])
+        ref_1H1K = torch.nn.functional.scaled_dot_product_attention(*query_key_value, scale=0.1)
+        assert_close(out_BC[one].view(1, H, 1, K), ref_1H1K, dtype)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -173,10 +174,13 @@ def test_matvec(dtype, B, I, O):      # noqa: E741
     x_BI, weight_OI, bias_O, residual_BO = (torch.randn(*shape).to(dtype) for shape in ((B, I), (O, I), (O,), (B, O)))
     int8_OI, scale_O = quantize(weight_OI)
     for weight, scale in ((weight_OI, None), (int8_OI, scale_O)):
-        for settings in ((None, False, None), (bias_O, True, None), (bias_O, False, residual_BO)):
+        x_64, weight_64, bias_64 = x_BI.double(), weight.double(), bias_O.double()
+        product_BO = x_64 @ (weight_64 if scale is None else weight_64 * scale.double()[:, None]).T
+        gelu_BO = torch.nn.functional.gelu(product_BO + bias_64, approximate="tanh")
+        for settings, expected_BO in (((None, False, None), product_BO), ((bias_O, True, None), gelu_BO),
+                                      ((bias_O, False, residual_BO), product_BO + bias_64 + residual_BO.double())):
             y_BO = matvec(x_BI, weight, scale, *settings)
-            doubles = [x.double() if torch.is_tensor(x) else x for x in (x_BI, weight, scale, *settings)]
-            assert_close(y_BO, matvec_reference(*doubles), dtype)
+            assert_close(y_BO, expected_BO, dtype)
             assert y_BO.dtype == dtype
 
 
@@ -199,7 +203,8 @@ def gradients_match(inputs, outputs, references, doubles, dtype):
 def test_layer_norm(N, D, dtype):
     inputs = random(N, D, dtype=dtype), random(D), random(D)                  # weights stay fp32, as in mixed precision
     doubles = doubled(*inputs)
-    gradients_match(inputs, [layer_norm(*inputs)], [layer_norm_reference(*doubles, 1e-5)], doubles, dtype)
+    reference = torch.nn.functional.layer_norm(doubles[0], (D,), *doubles[1:])
+    gradients_match(inputs, [layer_norm(*inputs)], [reference], doubles, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -208,7 +213,7 @@ def test_layer_norm_with_residual_and_linear_layer(dtype):
     inputs = x, random(100), random(100), *linear, random(2, 9, 100)
     x, norm_weight, norm_bias, weight, bias, residual = doubles = doubled(*inputs)
     total = x + residual
-    norm = layer_norm_reference(total.flatten(0, 1), norm_weight, norm_bias, 1e-5).view_as(x)
+    norm = torch.nn.functional.layer_norm(total, (100,), norm_weight, norm_bias)
     gradients_match(inputs, norm_linear(*inputs), [total, norm @ weight.T + bias], doubles, dtype)
 
 
@@ -216,7 +221,7 @@ def test_layer_norm_with_residual_and_linear_layer(dtype):
 def test_layer_norm_with_residual(dtype):
     inputs = random(2, 9, 100, dtype=dtype), random(2, 9, 100, dtype=dtype), random(100), random(100)
     x, residual, weight, bias = doubles = doubled(*inputs)
-    reference = layer_norm_reference((x + residual).flatten(0, 1), weight, bias, 1e-5).view_as(x)
+    reference = torch.nn.functional.layer_norm(x + residual, (100,), weight, bias)
     gradients_match(inputs, add_layer_norm(*inputs), [x + residual, reference], doubles, dtype)
 
 
@@ -225,16 +230,15 @@ def test_layer_norm_with_residual(dtype):
 def test_gelu(dtype, N, F):
     inputs = random(N, F, dtype=dtype), random(F)
     doubles = doubled(*inputs)
-    gradients_match(inputs, [bias_gelu(*inputs)], [bias_gelu_reference(*doubles)], doubles, dtype)
-    peer = torch.nn.functional.gelu(sum(doubles), approximate="tanh")
-    assert_close(bias_gelu_reference(*doubles), peer, torch.float32)
+    reference = torch.nn.functional.gelu(sum(doubles), approximate="tanh")
+    gradients_match(inputs, [bias_gelu(*inputs)], [reference], doubles, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_gelu_with_linear_layer(dtype):
     inputs = random(2, 9, 40, dtype=dtype), random(40), random(30, 40, dtype=dtype), random(30, dtype=dtype)
     h, gelu_bias, weight, bias = doubles = doubled(*inputs)
-    reference = bias_gelu_reference(h, gelu_bias) @ weight.T + bias
+    reference = torch.nn.functional.gelu(h + gelu_bias, approximate="tanh") @ weight.T + bias
     gradients_match(inputs, [gelu_linear(*inputs)], [reference], doubles, dtype)
 
 
@@ -254,7 +258,9 @@ def test_gelu_of_large_inputs_is_finite():
 def test_cross_entropy_leaves_the_gradient_in_the_logits(dtype, N, V):
     logits_NV, targets_N = (3 * torch.randn(N, V)).to(dtype), torch.randint(0, V, (N,))
     targets_N[1] = -1                                                              # ignored
-    loss_N, gradient_NV = cross_entropy_reference(logits_NV.double(), targets_N)
+    [double_NV] = doubled(logits_NV)
+    loss_N = torch.nn.functional.cross_entropy(double_NV, targets_N, ignore_index=-1, reduction="none")
+    [gradient_NV] = torch.autograd.grad(loss_N.sum(), double_NV)
     untouched_NV = logits_NV.clone()
     assert_close(cross_entropy_(untouched_NV, targets_N, False), loss_N, torch.float32)
     assert torch.equal(untouched_NV, logits_NV)

@@ -24,7 +24,7 @@ def compiled(monkeypatch):
 
 def stub_times(monkeypatch, **seconds):
     """Let each layout take (seconds of one row, seconds of many)."""
-    monkeypatch.setattr(choice, "measure", lambda layout, W_OI, between: seconds[layout])
+    monkeypatch.setattr(choice, "measure", lambda layout, W_OI: seconds[layout])
 
 
 @pytest.mark.parametrize("matvec, onednn, chosen, hint", [
@@ -112,7 +112,7 @@ def test_as_many_threads_as_are_the_fastest(monkeypatch, compiled, seconds, expe
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(torch, "get_num_threads", lambda: now[0])
     monkeypatch.setattr(torch, "set_num_threads", lambda n: now.__setitem__(0, n))
-    monkeypatch.setattr(choice, "time_of_rows", lambda linear, rows, between: seconds[now[0]])
+    monkeypatch.setattr(choice, "time_of_rows", lambda linear, rows: seconds[now[0]])
     assert choose_threads(model) == expected
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
     now[0] = 4

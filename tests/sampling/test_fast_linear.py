@@ -172,8 +172,9 @@ def test_torch_still_has_the_private_operators(layout):
 def test_onednns_packed_weights_give_linears_results():
     """In fp32, which every x86 CPU can do; the signatures are the same in bf16."""
     (W_OI, b_O), x_BI = weights(), torch.randn(3, 48, generator=torch.Generator().manual_seed(2))
-    packed = fast_linear.pack_onednn(W_OI, None, b_O)
-    assert error(fast_linear.onednn(x_BI, *packed), F.linear(x_BI, W_OI, b_O).double()) < 1e-6
+    onednn = LAYOUTS["onednn"]
+    y_BO = onednn.multiply(x_BI, *onednn.pack(W_OI, None), b_O)
+    assert error(y_BO, F.linear(x_BI, W_OI, b_O).double()) < 1e-6
 
 
 @pytest.mark.parametrize("dtype, layout, bound", [
