@@ -25,11 +25,12 @@ from typing import Annotated, Literal
 import numpy as np
 import tyro
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))   # run as a script, Python looks in prepare/ alone
-from answers.examples import SHARES, Item, splits_of, unasked  # noqa: E402
-from answers.spans import read_squad  # noqa: E402
-from plumbing.common import UserError, run_script, say_next, write_json_lines  # noqa: E402
-from prepare.qa import converted, read_records  # noqa: E402
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the repository's modules, before those of prepare/
+
+from answers.examples import SHARES, Item, splits_of, unasked
+from answers.spans import read_squad
+from plumbing.common import UserError, run_script, say_next, write_json_lines
+from prepare.qa import converted, read_records
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,6 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the repository's modules, before those of prepare/
-# ruff: noqa: E402
 
 from data import read_meta, write_shard
 from plumbing.common import UserError, check_ranges, run_script, say_next, write_json, write_json_lines, written_whole

@@ -33,7 +33,6 @@ import tiktoken
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the repository's modules, before those of prepare/
-# ruff: noqa: E402
 
 from baselines import load_tokenizer
 from data import write_shard

@@ -29,7 +29,6 @@ import numpy as np
 import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the repository's modules, before those of prepare/
-# ruff: noqa: E402
 
 from plumbing.common import UserError, read_json, read_text, run_script, say_next
 from prepare.hub_qa import fetch
