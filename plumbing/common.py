@@ -102,6 +102,17 @@ def speaking_to_the_user():
         sys.exit(1)
 
 
+@contextmanager
+def asking_the_hub(complaint):
+    """Around calls of huggingface_hub: UserError with the complaint and the reason if the hub refuses."""
+    from huggingface_hub.errors import HFValidationError
+    try:
+        yield
+    except (HFValidationError, OSError) as error:        # its other errors are OSErrors
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{complaint} ({reason})") from error
+
+
 def run_script(main, config, presets=None, argv=None):
     """Run a script: `main` with the settings from the command line, as parse_args reads them."""
     with speaking_to_the_user():

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from plumbing import adapters
-from plumbing.common import UserError, read_json, shown, write_json, written_whole
+from plumbing.common import UserError, asking_the_hub, read_json, shown, write_json, written_whole
 
 INDEX = "model.safetensors.index.json"
 HEADS = ("qa_outputs.", "score.")    # of answers/spans.py (transformers' name), of questions/heads.py
@@ -37,15 +37,11 @@ def find_folder(name_or_folder, wanted=WANTED):
     if folder.exists() or name.count("/") > 1 or name.startswith((".", "/", "~")) or not name:
         raise UserError(f"{name!r}: no such folder; give a model's folder or a name on the Hugging Face hub")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-    try:
+    with asking_the_hub(f"{name}: no such folder here, and the Hugging Face hub did not give it"):
         folder = Path(snapshot_download(name, allow_patterns=wanted))
         if "*.safetensors" in wanted and not any(folder.glob("model*.safetensors")):
             folder = Path(snapshot_download(name, allow_patterns=OLD_WEIGHTS))
         return folder
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{name}: no such folder here, and the Hugging Face hub did not give it ({reason})") from error
 
 
 def is_adapter(folder):

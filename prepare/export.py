@@ -14,19 +14,16 @@ from collections import Counter
 from pathlib import Path
 from typing import Literal
 
+import torch
+import tyro
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # the repository's modules, before those of prepare/
 
-import torch  # noqa: E402
-import tyro  # noqa: E402
+from baselines import load
+from model import GPT
+from plumbing.common import UserError, asking_the_hub, speaking_to_the_user, written_whole
+from plumbing.tokenizer_files import token_names
 
-from baselines import load  # noqa: E402
-from model import GPT  # noqa: E402
-from plumbing.common import UserError, speaking_to_the_user, written_whole  # noqa: E402
-from plumbing.tokenizer_files import token_names  # noqa: E402
-
-# The end of a parameter's name -> llama.cpp's. Blocks are h.LAYER.NAME here and blk.LAYER.NAME there.
-NAMES = {"wte": "token_embd", "wpe": "position_embd", "ln_f": "output_norm", "ln_1": "attn_norm", "ln_2": "ffn_norm",
-         "attn.c_attn": "attn_qkv", "attn.c_proj": "attn_output", "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down"}
 NORMAL, CONTROL, UNUSED = 1, 3, 5                                # llama.cpp's types of tokens
 FILE_TYPE = {"f32": 0, "f16": 1, "q8_0": 7}                      # its numbers for the types of files
 
@@ -53,8 +50,10 @@ def gguf(model: str, out: Path, dtype: Literal["f32", "f16", "q8_0"] = "f16"):
         writer.add_quantization_version(library.GGML_QUANT_VERSION)
         write_shape(writer, gpt.cfg, dtype)
         write_vocabulary(writer, tok, gpt.cfg.vocab_size)
-        for name, p in gpt.named_parameters():
-            write_tensor(library, writer, llama_name(name), gpt.fold_layer_scale(name, p.detach()), dtype)
+        names = library.get_tensor_name_map(library.MODEL_ARCH.GPT2, gpt.cfg.n_layer)
+        for name, p in gpt.named_parameters():               # h.3.attn.c_attn.bias is blk.3.attn_qkv.bias there
+            llama_name = names.get_name(name, try_suffixes=(".weight", ".bias"))
+            write_tensor(library, writer, llama_name, gpt.fold_layer_scale(name, p.detach()), dtype)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
@@ -77,11 +76,9 @@ def write_shape(writer, cfg, dtype):
 
 def write_vocabulary(writer, tok, rows):
     """All ids up to `rows`, which must have a name each; embedding rows without a token get one that never occurs."""
-    names = [f"[UNUSED{i}]" for i in range(rows)]
-    types = [UNUSED] * rows
     shown, merges = token_names(tok)
-    names[:len(shown)] = shown
-    types[:len(shown)] = [NORMAL] * len(shown)
+    names = shown + [f"[UNUSED{i}]" for i in range(len(shown), rows)]
+    types = [NORMAL] * len(shown) + [UNUSED] * (rows - len(shown))
     for name, i in tok.specials.items():
         names[i], types[i] = name, CONTROL
     twice = [name for name, n in Counter(names).items() if n > 1]
@@ -98,15 +95,6 @@ def write_vocabulary(writer, tok, rows):
     if len(tok.eos_ids) > 1:
         writer.add_eot_token_id(tok.eos_ids[1])                  # ends a text too; GGUF has no third
     writer.add_add_bos_token(False)
-
-
-def llama_name(name):
-    """llama.cpp's name of a parameter: h.3.attn.c_attn.bias is blk.3.attn_qkv.bias."""
-    stem, _, kind = name.rpartition(".")
-    if not stem.startswith("h."):
-        return f"{NAMES[stem]}.{kind}"
-    _, layer, part = stem.split(".", 2)
-    return f"blk.{layer}.{NAMES[part]}.{kind}"
 
 
 def write_tensor(library, writer, name, tensor, dtype):
@@ -130,27 +118,17 @@ def push(folder: Path, name: str, private: bool = True):
         private: whether a new repository is private
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
-    for file in ("config.json", "README.md"):
-        if not (folder / file).is_file():
-            raise UserError(f"{folder}: no {file} in it; publish a model with its configuration and model card")
-    if not any(folder.glob("*.safetensors")):
-        raise UserError(f"{folder}: no *.safetensors in it")
+    for needed in ("config.json", "README.md", "*.safetensors"):
+        if not any(folder.glob(needed)):
+            raise UserError(f"{folder}: no {needed} in it; publish a model with configuration, model card and weights")
     api = HfApi()
-    try:
+    with asking_the_hub(f"{name}: the Hugging Face hub did not take it"):
         api.create_repo(name, private=private, exist_ok=True)
         done = api.upload_folder(repo_id=name, folder_path=folder,
                                  allow_patterns=["*.json", "*.safetensors", "merges.txt", "vocab.txt", "README.md"])
-    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{name}: the Hugging Face hub did not take it ({reason})") from error
     print(f"{folder} is now {done.commit_url if hasattr(done, 'commit_url') else name}")
 
 
-def main():
+if __name__ == "__main__":
     with speaking_to_the_user():
         tyro.extras.subcommand_cli_from_dict({"gguf": gguf, "push": push})
-
-
-if __name__ == "__main__":
-    main()

@@ -17,7 +17,7 @@ import zlib
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from plumbing.common import UserError, write_json_lines
+from plumbing.common import UserError, asking_the_hub, write_json_lines
 
 SUBJECTS = ("anatomy", "clinical_knowledge", "college_biology", "college_medicine", "medical_genetics",
             "professional_medicine")
@@ -46,29 +46,23 @@ def fetch(task, out, convert):
     if task not in HOMES:
         raise UserError(f"{task} is not on the hub; register at participants-area.bioasq.org, download it there, and "
                         "give the file as IN")
+    from huggingface_hub import hf_hub_download
     name, files = HOMES[task]
     made = {}
     with TemporaryDirectory() as folder:
         for split, (file, member) in files.items():
-            path = downloaded(name, file)
-            rows = path.suffix == ".parquet"
-            parts = from_parquet(path, split, Path(folder)) if rows else {split: extracted(path, member, Path(folder))}
+            with asking_the_hub(f"{name}: cannot download {file} from the Hugging Face hub"):
+                path = Path(hf_hub_download(name, file, repo_type="dataset"))
+            if path.suffix == ".parquet":
+                parts = from_parquet(path, split, Path(folder))
+            else:
+                parts = {split: extracted(path, member, Path(folder))}
             for part, source in parts.items():
                 made[part] = convert(source, out / f"{task}_{part}.jsonl")
     if task == "mmlu":
         made["test"] = [q for questions in made.values() for q in questions]
         write_json_lines(out / "mmlu_test.jsonl", [vars(q) for q in made["test"]])
     return made
-
-
-def downloaded(name, file):
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-    try:
-        return Path(hf_hub_download(name, file, repo_type="dataset"))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{name}: cannot download {file} from the Hugging Face hub ({reason})") from error
 
 
 def extracted(path, member, folder):
