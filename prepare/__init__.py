@@ -28,7 +28,8 @@ MedMCQA              github.com/medmcqa/medmcqa. Apache-2.0 on its hub card. Dou
                      from Indian entrance examinations.
 PubMedQA             github.com/pubmedqa/pubmedqa. MIT; the contexts are abstracts, with the terms of PubMed.
 BioASQ               participants-area.bioasq.org, after free registration and under the terms stated there; the
-                     snippets are from abstracts, with the terms of PubMed.
+                     snippets are from abstracts, with the terms of PubMed. BioBERT's authors put the factoid questions
+                     into SQuAD's format: github.com/dmis-lab/bioasq-biobert.
 MMLU                 github.com/hendrycks/test. MIT; the questions were collected from public web pages.
 MedQuAD              github.com/abachaa/MedQuAD. CC BY 4.0; the answers of three of its sources are not included.
 MeQSum               github.com/abachaa/MeQSum. Doubtful: no licence is stated.

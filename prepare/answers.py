@@ -10,10 +10,7 @@ published split. The one made here depends on a hash, so it is the same for ever
 Teaches how such data leaks from training into the test. MedQuAD asks many questions about each disease, so all of them
 are in the same split. Different years of BioASQ share snippets and questions, so those of the test are left out of
 training.
-
-Sources: MedQuAD, github.com/abachaa/MedQuAD (CC BY 4.0); MeQSum, github.com/abachaa/MeQSum; BioASQ task b's factoid
-questions in SQuAD's format, by BioBERT's authors (github.com/dmis-lab/bioasq-biobert), after registration at
-participants-area.bioasq.org. Not here: how items become tokens (answers/examples.py).
+Not here: sources and licences (prepare/__init__.py), how items become tokens (answers/examples.py).
 """
 import sys
 import xml.etree.ElementTree as ET
@@ -65,10 +62,6 @@ def medquad_item(id_, focus, question, answer):
     return Item(id_, question, squeezed(answer), group=squeezed(focus).lower())
 
 
-def is_header(record):
-    return isinstance(record, list) and record[1:2] == ["CHQ"]
-
-
 def from_meqsum(where, record):
     """A row of the sheet, (File, CHQ, Summary), or a JSON object. Questions keep their line breaks."""
     if isinstance(record, list):
@@ -104,7 +97,8 @@ def main(cfg):
     if cfg.task == "medquad":
         items = from_medquad(cfg.source)
     elif cfg.task == "meqsum":
-        records = [(where, record) for where, record in read_records(cfg.source) if not is_header(record)]
+        records = [(where, record) for where, record in read_records(cfg.source)
+                   if not isinstance(record, list) or record[1:2] != ["CHQ"]]       # the sheet's header
         items = converted(cfg.source, "meqsum", records, from_meqsum)[0]
     else:
         items = bioasq(cfg)

@@ -91,16 +91,13 @@ class Encoder:
 @cache
 def load_encoder(folder):
     """(encoder, ids before a document, ids after it). Loaded once per process."""
-    tok = load_tokenizer(Path(folder))
+    tok = load_tokenizer(folder)
     encoder = Encoder(tok) if isinstance(tok, Tokenizer) else lambda text: [tok.encode(text)]
     gc.freeze()                          # the garbage collector need not visit the many objects of a vocabulary
     return encoder, np.array(tok.front, np.uint32), np.array([tok.eos_id], np.uint32)
 
 
-@cache
-def load_excluded(folder):
-    """The documents to leave out; None without --exclude. Loaded once per process."""
-    return Excluded(Path(folder)) if folder else None
+load_excluded = cache(Excluded)          # once per process
 
 
 class Left(NamedTuple):
@@ -113,14 +110,13 @@ class Left(NamedTuple):
 def encode_chunk(chunk, folder, val_fraction, excluded_folder):
     """Raw records to ({split: (uint16 tokens, counts for meta.json)}, Left)."""
     encoder, front, eos = load_encoder(folder)
-    excluded = load_excluded(excluded_folder)
     ids = {"train": [eos[:0]], "val": [eos[:0]]}
     counts = {"train": Counter(), "val": Counter()}
     left = Left(Counter(), [], Counter())
 
     texts = [parse(record) for record in chunk]
     readable = ["" if isinstance(text, Bad) else text for text in texts]
-    named = excluded.find(map(pmid, chunk), readable) if excluded else {}
+    named = load_excluded(excluded_folder).find(map(pmid, chunk), readable) if excluded_folder else {}
 
     for i, (record, text) in enumerate(zip(chunk, texts, strict=True)):
         if isinstance(text, Bad):
@@ -155,7 +151,7 @@ def chunks(paths):
 
 def encoded(paths, cfg, excluded_folder):
     """Yield (encode_chunk's result, bytes read so far) in the order of the files, for any number of processes."""
-    settings = str(cfg.tokenizer), cfg.val_fraction, excluded_folder
+    settings = cfg.tokenizer, cfg.val_fraction, excluded_folder
     processes = cfg.processes or os.cpu_count()
     if processes == 1:
         yield from ((encode_chunk(chunk, *settings), done) for chunk, done in chunks(paths))
@@ -229,28 +225,29 @@ def check(cfg, tok):
         raise UserError(f"{cfg.tokenizer}: {len(tok):,} tokens, but the shards' uint16 has room for 65,536; use a "
                         "smaller vocabulary")
     check_ranges(cfg, ["shard_tokens"], val_fraction=(0, 1))
-    out = Path(cfg.out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if cfg.out.exists() and (not cfg.out.is_dir() or any(cfg.out.iterdir())):
         if not cfg.overwrite:
-            raise UserError(f"{out}: exists and is not empty; choose another --out, or --overwrite its shards")
-        if not (out / "meta.json").is_file():
-            raise UserError(f"{out}: contains no meta.json, so it has no shards to --overwrite; choose another --out")
+            raise UserError(f"{cfg.out}: exists and is not empty; choose another --out, or --overwrite its shards")
+        if not (cfg.out / "meta.json").is_file():
+            raise UserError(f"{cfg.out}: contains no meta.json, so no shards to --overwrite; choose another --out")
 
 
 def main(cfg):
     start = time.time()
     load_encoder.cache_clear()           # the folder may have changed since the last call
-    tok = load_tokenizer(Path(cfg.tokenizer))
+    tok = load_tokenizer(cfg.tokenizer)
     check(cfg, tok)
     paths, others = files_in(cfg.inputs)
     skipped = Skipped(others)
-    with written_whole(Path(cfg.out).resolve()) as folder:
+    with written_whole(cfg.out) as folder:
         folder.mkdir()
         counts = write_shards(cfg, paths, folder, skipped)
         tok.save(folder)
-        meta = {"vocab_size": len(tok), "eos_id": tok.eos_id, **counts,
-                "skipped": dict(skipped.counts), "excluded": excluded_files(cfg, skipped.excluded),
-                "val_fraction": cfg.val_fraction, "inputs": [str(path) for path in paths]}
+        # By the CRC-32 of a test file, finetune_qa.py recognises that the model has not read it.
+        excluded = [{"file": str(path), "crc32": crc32(path.read_bytes()), "dropped": skipped.excluded[i]}
+                    for i, path in enumerate(cfg.exclude)]
+        meta = {"vocab_size": len(tok), "eos_id": tok.eos_id, **counts, "skipped": dict(skipped.counts),
+                "excluded": excluded, "val_fraction": cfg.val_fraction, "inputs": [str(path) for path in paths]}
         write_json(folder / "meta.json", meta)
     report(cfg, meta, time.time() - start)
     return meta
@@ -263,7 +260,7 @@ def write_shards(cfg, paths, folder, skipped):
     with TemporaryDirectory(dir=folder) as arrays, tqdm(total=size, unit="B", unit_scale=True, desc="read") as bar:
         if cfg.exclude:
             Excluded.save(Path(arrays), [read_excluded(path) for path in cfg.exclude])
-        for (splits, left), done in encoded(paths, cfg, arrays if cfg.exclude else None):
+        for (splits, left), done in encoded(paths, cfg, Path(arrays) if cfg.exclude else None):
             for split, (ids, counts) in splits.items():
                 shards[split].add(ids, counts)
             skipped.add(left)
@@ -272,12 +269,6 @@ def write_shards(cfg, paths, folder, skipped):
     for shard in shards.values():
         shard.flush()
     return {split: dict(shard.counts) for split, shard in shards.items()}
-
-
-def excluded_files(cfg, dropped):
-    """For meta.json. By the CRC-32 of a test file, finetune_qa.py recognises that the model has not read it."""
-    return [{"file": str(path), "crc32": crc32(path.read_bytes()), "dropped": dropped[i]}
-            for i, path in enumerate(cfg.exclude)]
 
 
 def report(cfg, meta, seconds):

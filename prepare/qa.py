@@ -83,15 +83,17 @@ def from_medmcqa(record, first):
 
 
 def first_option_of_medmcqa(records):
-    """0 or 1: the number of the first option.
+    """0 or 1: the number of the first option in these records.
 
     TRAP: cop counts from 1 in the authors' files. In the copy on the Hugging Face hub it counts from 0, and is -1 for a
     withheld answer. Only a 4 or a 0 in the file shows which it is.
     """
-    seen = Counter(record["cop"] for record in records if isinstance(record, dict) and type(record.get("cop")) is int)
+    cops = [record.get("cop") for _, record in records if isinstance(record, dict)]
+    seen = Counter(cop for cop in cops if type(cop) is int)
     first = 0 if seen[0] + seen[-1] > seen[4] else 1
     certain = "" if seen[0] + seen[-1] + seen[4] else " (assumed, as in the authors' files: no record has 0 or 4)"
-    print(f"medmcqa: cop counts the options from {first}{certain}")
+    if seen:
+        print(f"medmcqa: cop counts the options from {first}{certain}")
     return first
 
 
@@ -188,24 +190,20 @@ def unfolded(path, whole):
     return [(f"record {i}", record) for i, record in enumerate(whole, 1)]
 
 
-def is_ours(record):
-    return (isinstance(record, dict) and {"id", "question", "options", "answer"} <= set(record)
-            and isinstance(record["options"], list) and isinstance(record["answer"], int))
-
-
 def from_ours(record):
-    return Question(record["id"], record.get("context", ""), record["question"], record["options"], record["answer"])
+    """The Question of a record in our format; None for any other record."""
+    if (isinstance(record, dict) and {"id", "question", "options", "answer"} <= set(record)
+            and isinstance(record["options"], list) and isinstance(record["answer"], int)):
+        return Question(record["id"], record.get("context", ""), record["question"], record["options"],
+                        record["answer"])
 
 
 def from_release(task, records):
-    """The function that turns a record of this task, or a record in our format, into a Question."""
-    convert = {"medqa": from_medqa, "medqa5": from_medqa, "pubmedqa": from_pubmedqa, "bioasq": from_bioasq,
-               "mmlu": from_mmlu}.get(task)
+    """The function that turns a record of this task's release into a Question."""
     if task == "medmcqa":
-        theirs = [record for _, record in records if not is_ours(record)]
-        first = first_option_of_medmcqa(theirs) if theirs else 1
-        convert = partial(from_medmcqa, first=first)
-    return lambda record: from_ours(record) if is_ours(record) else convert(record)
+        return partial(from_medmcqa, first=first_option_of_medmcqa(records))
+    return {"medqa": from_medqa, "medqa5": from_medqa, "pubmedqa": from_pubmedqa, "bioasq": from_bioasq,
+            "mmlu": from_mmlu}[task]
 
 
 def checked(q, id_):
@@ -252,7 +250,7 @@ def questions_of(cfg, records):
     number = {where: n for n, (where, _) in enumerate(records, 1)}
 
     def question_of(where, record):
-        q = checked(convert(record), f"{cfg.source.name.split('.')[0]}-{number[where]}")
+        q = checked(from_ours(record) or convert(record), f"{cfg.source.name.split('.')[0]}-{number[where]}")
         if q.id in taken:
             raise Malformed(f"its id {q.id} is already the id of {taken[q.id]}")
         taken[q.id] = where

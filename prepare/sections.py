@@ -46,9 +46,7 @@ class Sections:
     train_documents: int = 300         # in the training set
 
 
-# ---- Headings ----
-
-# The words of a heading decide its section.
+# ---- Headings: their words decide the section ----
 
 HEADING_WORDS = {
     "background": "background context introduction rationale",
@@ -114,7 +112,6 @@ def sentences(text):
 
 # ---- From abstracts to splits ----
 
-
 def structured(texts):
     """The structured abstracts in the order of their CRC-32; only the first of those that share 20 words in a row."""
     known = set()
@@ -149,10 +146,8 @@ def make_sections(cfg):
         raise UserError(f"{cfg.source}: {len(chosen):,} abstracts have headings of three sections, but "
                         f"{sum(sizes.values()):,} are needed; lower --train-documents, or give more abstracts")
 
-    questions, used, first = {}, set(), 0
-    for split, size in sizes.items():
-        questions[split] = questions_of(chosen[first:first + size], used)
-        first += size
+    texts, used = iter(chosen), set()
+    questions = {split: questions_of(islice(texts, size), used) for split, size in sizes.items()}
 
     for split, part in questions.items():
         write_questions(cfg.out / f"sections_{split}.jsonl", part)
