@@ -9,21 +9,16 @@ Not here: the facts (demo_facts.py), their wordings (demo_words.py), real abstra
 
 You should see a table: about 300 entities and 1,200 facts, under a million tokens, and the words with which the paper
 compares vocabularies, each as one token. After fine-tuning on the training questions, a model that has read the text
-answers four of five test questions, and one that has not read it one of four. The facts are real, but the studies
-around them are invented.
-
-Three precautions make the questions fair, so that a model that has not read the text stays at chance:
-    1. The wrong answers to a question are right answers to others. Each answer is wrong three times as often as it is
-       right, so guessing the most common one does not help. See deal().
-    2. Some names give the answer away (an -olol is a beta blocker). Entities with such a sign in common form a family,
-       and a whole family is in the same split. See families().
-    3. An answer that is also right, or partly right, is never offered as a wrong one. See suspects().
+answers four of five test questions, and one that has not read it one of four: guessing the most common answer does not
+help (see deal), nor do names that give the answer away (families), nor wrong answers that are half right (suspects).
+The facts are real, but the studies around them are invented.
 """
 import random
 import sys
 import zlib
 from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -153,21 +148,13 @@ def capitalised(sentence):
 
 
 def families(entities):
-    """Lists of entities that share a sign, directly or through others (union-find)."""
-    parent = {}
-
-    def root(x):
-        while parent.setdefault(x, x) != x:
-            x = parent[x]
-        return x
-
+    """Lists of entities that share a sign, directly or through others."""
+    found = []
     for e in entities:
-        for sign in signs_in(e):
-            parent[root(sign)] = root(e.name)
-    members = defaultdict(list)
-    for e in entities:
-        members[root(e.name)].append(e)
-    return list(members.values())
+        signs = set(signs_in(e))
+        kin = [family for family in found if any(signs.intersection(signs_in(other)) for other in family)]
+        found = [family for family in found if family not in kin] + [[*chain(*kin), e]]
+    return sorted(found, key=lambda family: entities.index(family[0]))
 
 
 def signs_in(entity):
@@ -228,8 +215,9 @@ def ask(part, entities, times, rng):
 def deal(asked, relation, entities, also, rng):
     """Deal three wrong answers to each entity of `asked`, like cards from a deck. Yields (entity, wrong answers).
 
-    The deck contains each right answer three times, so a value is wrong three times as often as it is right. Entities
-    with the fewest possible cards come first. If no card of the deck fits, any other value is taken.
+    The deck contains each right answer three times, so a value is wrong three times as often as it is right, and a
+    common one is no better guess. Entities with the fewest possible cards come first. If no card fits, any other value
+    is taken.
     """
     deck = Counter()
     for e in asked:
