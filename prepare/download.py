@@ -5,10 +5,9 @@
 
 Teaches how to fetch many gigabytes over an unreliable connection: resume where it broke off (Range), verify the
 checksum of every file, open one connection at a time, and wait longer each time the server is busy.
-A file gets its name in --out when its MD5 is right. MD5SUMS then lists it, so that `md5sum -c MD5SUMS` can check the
-folder. The same command again fetches the missing files.
-You should see a progress bar, a line for every failure, and finally the number of files in --out. If some are missing,
-they are named, and the exit code is 2.
+A file gets its name in --out when its MD5 is right, and MD5SUMS then lists it for `md5sum -c MD5SUMS`.
+You should see a progress bar, a line for every failure, and at the end the files that are missing, with exit code 2.
+The same command again fetches these.
 Not here: reading the files (plumbing/documents.py), their terms of use (prepare/__init__.py).
 """
 import hashlib
@@ -24,7 +23,6 @@ from email.utils import parsedate_to_datetime
 from http.client import HTTPException
 from pathlib import Path
 from urllib.error import HTTPError
-from urllib.parse import urljoin
 from urllib.request import Request, urlopen
 
 from tqdm import tqdm
@@ -32,7 +30,7 @@ from tqdm import tqdm
 from plumbing.common import UserError, check_ranges, say_next, written_whole
 
 USER_AGENT = "nanoBioMedLM (prepare/pubmed.py download; one connection)"
-NAME = re.compile(r'href="(?:[^"]*/)?(pubmed(\d\d)n(\d{4,9})\.xml\.gz)"')
+LINK = re.compile(r'href="(?:[^"]*/)?(pubmed\d\dn(\d{4,9})\.xml\.gz)"')
 BLOCK = 1 << 18            # bytes read at a time
 PAUSE = 1.0                # seconds between files
 TIMEOUT = 60.0             # seconds without a byte after which the connection counts as lost
@@ -64,7 +62,7 @@ def download(cfg):
     if cfg.out.exists() and not cfg.out.is_dir():
         raise UserError(f"{cfg.out}: --out must be a folder")
     cfg = replace(cfg, url=cfg.url.rstrip("/") + "/")
-    names = choose(cfg, listing(cfg))
+    names = choose(cfg)
     cfg.out.mkdir(parents=True, exist_ok=True)
     verified = read_sums(cfg.out)
     to_fetch = [name for name in names if not (name in verified and (cfg.out / name).is_file())]
@@ -82,24 +80,21 @@ def download(cfg):
     return names
 
 
-def listing(cfg):
-    """The baseline's files in order, as (name, year, number)."""
+def choose(cfg):
+    """The names of the files that --out must have at the end, in order."""
     try:
         page = get(cfg, cfg.url).decode("utf-8", "replace")
     except Missing as why:
         raise UserError(f"{cfg.url}: {why}; check the connection, or --url") from why
-    found = sorted({(name, year, int(number)) for name, year, number in NAME.findall(page)}, key=lambda item: item[1:])
-    if not found:
+    number = {name: int(digits) for name, digits in LINK.findall(page)}
+    if not number:
         raise UserError(f"{cfg.url}: has no links to pubmedYYnNNNNN.xml.gz; is it the folder of the baseline?")
-    return found
 
-
-def choose(cfg, found):
-    """The names of the files that --out must have at the end."""
-    names = [name for name, _, number in found if number >= cfg.first]
+    names = sorted((name for name in number if number[name] >= cfg.first), key=number.get)
     names = names[:cfg.files] if cfg.files else names
     if not names:
-        raise UserError(f"--first {cfg.first}: the baseline's files are numbered {found[0][2]} to {found[-1][2]}")
+        found = number.values()
+        raise UserError(f"--first {cfg.first}: the baseline's files are numbered {min(found)} to {max(found)}")
     years = {path.name[:8] for path in cfg.out.glob("pubmed[0-9][0-9]n*.xml.gz")}
     if other := sorted(years - {name[:8] for name in names}):
         raise UserError(f"{cfg.out}: holds files of {other[0]}, but the server has {names[0][:8]}. Each year's "
@@ -128,8 +123,8 @@ def fetch_all(cfg, names):
 
 
 def fetch(cfg, name, bar):
-    """Fetch one file into --out. It gets its name only if its MD5 is right."""
-    url, part = urljoin(cfg.url, name), cfg.out / f"{name}.part"
+    """Fetch one file into --out."""
+    url, part = cfg.url + name, cfg.out / f"{name}.part"
     digest = stated_md5(name, get(cfg, url + ".md5"))
     if (cfg.out / name).is_file():                # from another program, or this one was stopped before add_sum
         os.replace(cfg.out / name, part)
@@ -184,10 +179,7 @@ def request(url, headers):
 
 def get(cfg, url):
     """The bytes of a small page."""
-    def attempt():
-        with request(url, {}) as response:
-            return response.read()
-    return patiently(url.removeprefix(cfg.url) or url, attempt)
+    return patiently(url.removeprefix(cfg.url) or url, lambda: request(url, {}).read())
 
 
 # ---- Failures ----
@@ -207,8 +199,7 @@ def patiently(name, attempt, progress=lambda: 0):
             failures, furthest = (1, now) if now > furthest else (failures + 1, furthest)
             if failures > RETRIES or not is_temporary(error):
                 raise Missing(describe(error)) from error
-            seconds = retry_after(error)
-            seconds = min(WAIT * 2 ** (failures - 1), LONGEST_WAIT) if seconds is None else seconds
+            seconds = retry_after(error, default=min(WAIT * 2 ** (failures - 1), LONGEST_WAIT))
             tqdm.write(f"{name}: {describe(error)}; trying again in {seconds:.0f} s", file=sys.stderr)
             time.sleep(seconds)
 
@@ -220,14 +211,14 @@ def is_temporary(error):
     return not isinstance(getattr(error, "reason", error), ssl.SSLCertVerificationError)
 
 
-def retry_after(error):
-    """The seconds of a Retry-After header, which may be a number or a date; None without one."""
+def retry_after(error, default):
+    """The seconds of a Retry-After header, which may be a number or a date; `default` without one."""
     stated = error.headers.get("Retry-After") if isinstance(error, HTTPError) else None
     try:
         number = re.fullmatch(r"\s*([0-9]+)\s*", stated or "")
         seconds = float(number[1]) if number else (parsedate_to_datetime(stated) - datetime.now(UTC)).total_seconds()
     except (ValueError, TypeError):
-        return None
+        return default
     return min(max(0.0, seconds), LONGEST_ASKED)
 
 

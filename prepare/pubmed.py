@@ -5,10 +5,9 @@
 
 Teaches how a corpus becomes one long array of uint16: the tokens of a document, then <|endoftext|>, then the next
 document. A Llama tokenizer (for `train.py biomedgpt`) puts <s> before each document and </s> after it.
-The inputs are files or folders of .jsonl, .txt, .xml or .nxml, plain, .gz or .zst. --exclude names files of test sets;
-their documents are left out.
-You should see a progress bar, then the documents, tokens and bytes of each split. The folder --out contains
-train_000000.bin ... val_000000.bin ... (llm.c's format, see data.py), the tokenizer's files and meta.json.
+The inputs are .jsonl, .txt, .xml or .nxml, plain, .gz or .zst. The folder --out contains train_000000.bin ...
+val_000000.bin ... (llm.c's format, see data.py), the tokenizer's files and meta.json.
+You should see a progress bar, then the documents, tokens and bytes of each split.
 
 Not here: sources and licences (prepare/__init__.py), reading each format (plumbing/documents.py), training the
 tokenizer (tokenizer.py), what --exclude looks for (prepare/exclude.py), shuffling (data.py).
@@ -192,7 +191,7 @@ class Skipped:
     """Counts the documents that are left out, and names the first unreadable ones."""
 
     def __init__(self, others):
-        self.counts, self.bad, self.weight = Counter({"other file in a folder": others} if others else {}), 0, 0
+        self.counts, self.bad, self.weight = +Counter({"other file in a folder": others}), 0, 0     # + drops a 0
         self.excluded = Counter()
 
     def add(self, left):

@@ -9,12 +9,10 @@ such as BACKGROUND and METHODS. The script writes to the folder OUT:
     sections_documents.jsonl           the abstracts of all three splits. Give it to `prepare/pubmed.py --exclude`, so
                                        that pretraining reads neither these abstracts nor articles that contain them
 
-You should see the number of sentences and abstracts of each split, and how common each section is. The labels are the
-authors' headings. Headings of two sections (METHODS AND RESULTS) or of none (FUNDING) label no sentence.
+You should see the number of sentences and abstracts of each split, and how common each section is.
 
 Teaches how to split text without leaks: by document, with no sentence twice, and with no two abstracts that share 20
-words in a row. Abstracts are taken in the order of their CRC-32, first for the test set, so that the splits do not
-depend on the order of the file.
+words in a row. Abstracts are taken in the order of their CRC-32, so the splits do not depend on the order of the file.
 Not here: reading the formats (plumbing/documents.py), fine-tuning on the questions (finetune_qa.py).
 """
 import re
