@@ -219,9 +219,7 @@ def deal(asked, relation, entities, also, rng):
     common one is no better guess. Entities with the fewest possible cards come first. If no card fits, any other value
     is taken.
     """
-    deck = Counter()
-    for e in asked:
-        deck[e.values[relation]] += 3
+    deck = Counter(e.values[relation] for e in asked for _ in range(3))
     spare = sorted({e.values[relation] for e in entities if relation in e.values} - set(deck))
     barred = {e.name: suspects(e, relation, entities, also) for e in asked}
     order = rng.sample(asked, len(asked))

@@ -148,10 +148,7 @@ def strings(value):
 
 
 class Excluded:
-    """The PMIDs and hashes of all files.
-
-    They are saved as arrays in a folder. All processes map them into memory, so there is only one copy.
-    """
+    """The PMIDs and hashes of all files: arrays in a folder, which all processes map into the same memory."""
 
     def __init__(self, folder):
         arrays = [np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("hashes", "files", "bits")]
@@ -182,7 +179,6 @@ class Excluded:
         equal = self.hashes[places] == hashes[likely]
         documents = np.searchsorted(np.flatnonzero(b[starts] == BORDER), likely[equal])
 
-        found = {}
-        for document, file in zip(documents.tolist(), self.files[places[equal]].tolist(), strict=True):
-            found[document] = min(file, found.get(document, file))
+        files = self.files[places[equal]].tolist()
+        found = dict(sorted(zip(documents.tolist(), files, strict=True), reverse=True))      # the first file comes last
         return found | {i: self.pmids[pmid] for i, pmid in enumerate(pmids) if pmid in self.pmids}

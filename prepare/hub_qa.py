@@ -39,10 +39,8 @@ EVERY = 44          # every 44th training question of MedMCQA is for dev
 
 
 def fetch(task, out, convert):
-    """Download a benchmark and write OUT/TASK_SPLIT.jsonl for every split.
-
-    convert(source, out) turns one file into questions. Returns {split: questions}. UserError if the download fails.
-    """
+    """Download a benchmark, and let convert(source, out) write OUT/TASK_SPLIT.jsonl for every split. Returns
+    {split: questions}."""
     if task not in HOMES:
         raise UserError(f"{task} is not on the hub; register at participants-area.bioasq.org, download it there, and "
                         "give the file as IN")

@@ -272,7 +272,7 @@ def selected(cfg, questions):
                                 f"{min(lacking)}; is it for another split?")
             questions = [q for q in questions if (q.id in ids) == keep]
     if not questions:
-        raise UserError(f"{cfg.source}: no question is left after --keep-ids and --drop-ids")
+        raise UserError(f"{cfg.source}: holds no question of {cfg.task}, or --keep-ids and --drop-ids leave none")
     return questions
 
 
@@ -294,8 +294,6 @@ def convert(cfg):
     if cfg.out.is_dir() or cfg.out.resolve() == cfg.source.resolve():
         raise UserError(f"{cfg.out}: OUT must be a file, neither a folder nor IN itself")
     questions, n_bad = questions_of(cfg, read_records(cfg.source))
-    if not questions:
-        raise UserError(f"{cfg.source}: holds no question of {cfg.task}")
     questions = selected(cfg, questions)
     write_questions(cfg.out, questions)
     report(cfg, questions, n_bad)
