@@ -24,7 +24,6 @@ from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
 from zlib import crc32
 
 import numpy as np
@@ -99,19 +98,11 @@ def load_encoder(folder):
 load_excluded = cache(Excluded)          # once per process
 
 
-class Left(NamedTuple):
-    """The documents of a chunk that are left out of the corpus."""
-    empty: Counter                      # kind of empty document -> how many
-    bad: list[Bad]
-    excluded: Counter                   # index of the --exclude file -> how many documents it excludes
-
-
 def encode_chunk(chunk, folder, val_fraction, excluded_folder):
-    """Raw records to ({split: (uint16 tokens, counts for meta.json)}, Left)."""
+    """Raw records to ({split: uint16 tokens}, the Counters of write_shards, [Bad])."""
     encoder, front, eos = load_encoder(folder)
     ids = {"train": [eos[:0]], "val": [eos[:0]]}
-    counts = {"train": Counter(), "val": Counter()}
-    left = Left(Counter(), [], Counter())
+    counts = {what: Counter() for what in ("train", "val", "skipped", "excluded")}
 
     texts = [parse(record) for record in chunk]
     readable = ["" if isinstance(text, Bad) else text for text in texts]
@@ -119,11 +110,11 @@ def encode_chunk(chunk, folder, val_fraction, excluded_folder):
 
     for i, (record, text) in enumerate(zip(chunk, texts, strict=True)):
         if isinstance(text, Bad):
-            left.bad.append(text)
+            counts["skipped"][text.reason.split(" (")[0]] += 1
         elif not text or text.isspace():
-            left.empty[EMPTY[record.kind]] += 1
+            counts["skipped"][EMPTY[record.kind]] += 1
         elif i in named:
-            left.excluded[named[i]] += 1
+            counts["excluded"][named[i]] += 1
         else:
             utf8 = text.encode()
             split = "val" if crc32(utf8) < val_fraction * 2**32 else "train"
@@ -131,7 +122,8 @@ def encode_chunk(chunk, folder, val_fraction, excluded_folder):
             ids[split] += arrays
             counts[split].update(documents=1, tokens=sum(map(len, arrays)), bytes=len(utf8))
     # check() has checked that the vocabulary fits uint16
-    return {s: (np.concatenate(ids[s], dtype=np.uint16, casting="unsafe"), counts[s]) for s in ids}, left
+    tokens = {split: np.concatenate(arrays, dtype=np.uint16, casting="unsafe") for split, arrays in ids.items()}
+    return tokens, counts, [text for text in texts if isinstance(text, Bad)]
 
 
 def chunks(paths):
@@ -169,11 +161,10 @@ class Shards:
     """Writes one split, with at most one shard in memory."""
 
     def __init__(self, folder, split, size):
-        self.folder, self.split, self.counts = folder, split, Counter(documents=0, tokens=0, bytes=0)
+        self.folder, self.split = folder, split
         self.buffer, self.filled, self.written = np.empty(size, np.uint16), 0, 0
 
-    def add(self, ids, counts):
-        self.counts.update(counts)
+    def add(self, ids):
         while len(ids):
             fits, ids = np.split(ids, [len(self.buffer) - self.filled])
             self.buffer[self.filled:self.filled + len(fits)] = fits
@@ -185,38 +176,6 @@ class Shards:
         if self.filled:
             write_shard(self.folder / f"{self.split}_{self.written:06d}.bin", self.buffer[:self.filled])
             self.written, self.filled = self.written + 1, 0
-
-
-class Skipped:
-    """Counts the documents that are left out, and names the first unreadable ones."""
-
-    def __init__(self, others):
-        self.counts, self.bad, self.weight = +Counter({"other file in a folder": others}), 0, 0     # + drops a 0
-        self.excluded = Counter()
-
-    def add(self, left):
-        self.counts += left.empty
-        self.excluded += left.excluded
-        for item in left.bad:
-            if self.bad < SHOWN:
-                tqdm.write(f"skipped {item.where}: {item.reason}", file=sys.stderr)
-            self.counts[item.reason.split(" (")[0]] += 1
-            self.bad, self.weight = self.bad + 1, self.weight + item.weight
-
-    def check(self, read):
-        """UserError if more than 1 % cannot be read.
-
-        An unreadable line, article or file counts as one document. A truncated file counts as the number of documents
-        read from it, because as many may be missing.
-        """
-        dropped = self.excluded.total()
-        reasons = ", ".join(f"{n:,} x {reason}" for reason, n in
-                            [*self.counts.most_common(), ("excluded document", dropped)] if n)
-        if not read + self.weight:
-            raise UserError(f"--inputs contain no document ({reasons or 'no file'}); nothing was written")
-        if (share := self.weight / (read + dropped + self.weight)) > 0.01:
-            raise UserError(f"{share:.1%} of the input cannot be read, more than 1 % ({reasons}); the first are named "
-                            "above. Repair or leave out those files; nothing was written")
 
 
 def check(cfg, tok):
@@ -237,37 +196,61 @@ def main(cfg):
     tok = load_tokenizer(cfg.tokenizer)
     check(cfg, tok)
     paths, others = files_in(cfg.inputs)
-    skipped = Skipped(others)
     with written_whole(cfg.out) as folder:
         folder.mkdir()
-        counts = write_shards(cfg, paths, folder, skipped)
+        counts = write_shards(cfg, paths, others, folder)
         tok.save(folder)
         # By the CRC-32 of a test file, finetune_qa.py recognises that the model has not read it.
-        excluded = [{"file": str(path), "crc32": crc32(path.read_bytes()), "dropped": skipped.excluded[i]}
+        excluded = [{"file": str(path), "crc32": crc32(path.read_bytes()), "dropped": counts["excluded"][i]}
                     for i, path in enumerate(cfg.exclude)]
-        meta = {"vocab_size": len(tok), "eos_id": tok.eos_id, **counts, "skipped": dict(skipped.counts),
-                "excluded": excluded, "val_fraction": cfg.val_fraction, "inputs": [str(path) for path in paths]}
+        meta = {"vocab_size": len(tok), "eos_id": tok.eos_id, **counts, "excluded": excluded,
+                "val_fraction": cfg.val_fraction, "inputs": [str(path) for path in paths]}
         write_json(folder / "meta.json", meta)
     report(cfg, meta, time.time() - start)
     return meta
 
 
-def write_shards(cfg, paths, folder, skipped):
-    """Encode the files into shards in `folder`. Returns their counts; `skipped` counts the documents left out."""
+def write_shards(cfg, paths, others, folder):
+    """Encode the files into shards in `folder`. Returns the Counters "train" and "val" (of documents, tokens, bytes),
+    "skipped" (why -> documents) and "excluded" (index of the --exclude file -> documents)."""
     shards = {split: Shards(folder, split, cfg.shard_tokens) for split in ("train", "val")}
+    total = {split: Counter(documents=0, tokens=0, bytes=0) for split in shards}
+    total |= {"skipped": +Counter({"other file in a folder": others}), "excluded": Counter()}    # + leaves out a zero
+    shown = weight = 0
     size = sum(path.stat().st_size for path in paths)
     with TemporaryDirectory(dir=folder) as arrays, tqdm(total=size, unit="B", unit_scale=True, desc="read") as bar:
         if cfg.exclude:
             Excluded.save(Path(arrays), [read_excluded(path) for path in cfg.exclude])
-        for (splits, left), done in encoded(paths, cfg, Path(arrays) if cfg.exclude else None):
-            for split, (ids, counts) in splits.items():
-                shards[split].add(ids, counts)
-            skipped.add(left)
+        for (tokens, counts, bad), done in encoded(paths, cfg, Path(arrays) if cfg.exclude else None):
+            for split, shard in shards.items():
+                shard.add(tokens[split])
+            for what, counter in counts.items():
+                total[what].update(counter)
+            for item in bad[:SHOWN - shown]:
+                tqdm.write(f"skipped {item.where}: {item.reason}", file=sys.stderr)
+                shown += 1
+            weight += sum(item.weight for item in bad)
             bar.update(done - bar.n)
-    skipped.check(sum(shard.counts["documents"] for shard in shards.values()))
+    check_readable(total, weight)
     for shard in shards.values():
         shard.flush()
-    return {split: dict(shard.counts) for split, shard in shards.items()}
+    return total
+
+
+def check_readable(total, weight):
+    """UserError if more than 1 % cannot be read.
+
+    An unreadable line, article or file has the weight of one document. A truncated file has the weight of the documents
+    read from it, because as many may be missing.
+    """
+    read, dropped = total["train"]["documents"] + total["val"]["documents"], total["excluded"].total()
+    reasons = ", ".join(f"{n:,} x {reason}" for reason, n in
+                        [*total["skipped"].most_common(), ("excluded document", dropped)] if n)
+    if not read + weight:
+        raise UserError(f"--inputs contain no document ({reasons or 'no file'}); nothing was written")
+    if (share := weight / (read + dropped + weight)) > 0.01:
+        raise UserError(f"{share:.1%} of the input cannot be read, more than 1 % ({reasons}); the first are named "
+                        "above. Repair or leave out those files; nothing was written")
 
 
 def report(cfg, meta, seconds):
