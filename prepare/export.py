@@ -126,7 +126,7 @@ def push(folder: Path, name: str, private: bool = True):
         api.create_repo(name, private=private, exist_ok=True)
         done = api.upload_folder(repo_id=name, folder_path=folder,
                                  allow_patterns=["*.json", "*.safetensors", "merges.txt", "vocab.txt", "README.md"])
-    print(f"{folder} is now {done.commit_url if hasattr(done, 'commit_url') else name}")
+    print(f"{folder} is now {done.commit_url}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """An exported model is the same model: shape, vocabulary and weights; and only whole folders are uploaded."""
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -115,6 +116,7 @@ def test_push_uploads_a_whole_folder_and_refuses_one_without_its_card(folder, mo
 
         def upload_folder(self, **settings):
             calls.append(("upload", settings))
+            return SimpleNamespace(commit_url="https://huggingface.co/somebody/model/commit/1")
 
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
     with pytest.raises(UserError, match="README.md"):
