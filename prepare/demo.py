@@ -165,14 +165,14 @@ def signs_in(entity):
     return signs + [own[entity.kind]] if entity.kind in own else signs
 
 
-def split(entities, rng, tries=100):
+def split(entities, rng):
     """{"train": [entities], "dev": ..., "test": ...}: whole families, about SHARES of each kind.
 
     deal() can only balance a value that is right for at most a quarter of a relation's questions. So this takes the
-    one of many random splits whose most common answers are least common.
+    one of 100 random splits whose most common answers are least common.
     """
     kinds = [families([e for e in entities if e.kind == kind]) for kind in FACTS]
-    return min((draw(kinds, rng) for _ in range(tries)), key=popularity)
+    return min((draw(kinds, rng) for _ in range(100)), key=popularity)
 
 
 def draw(kinds, rng):
@@ -200,14 +200,13 @@ def ask(part, entities, times, rng):
     """`times` questions about each fact of `part`, in random wordings, with four options each; shuffled."""
     also, questions = also_true(), []
     for time in range(times):
-        for kind, relations in RELATIONS.items():
-            for relation in relations:
-                asked = [e for e in part if e.kind == kind and relation in e.values]
-                for e, wrong in deal(asked, relation, entities, also, rng):
-                    place = len(questions) % 4               # the right answer is in each place equally often
-                    wrong.insert(place, e.values[relation])
-                    text = rng.choice(QUESTIONS[relation]).format(which="Which of these", e=e.name)
-                    questions.append(Question(f"{e.name}/{relation}/{time}", "", text, wrong, place))
+        for relation, wordings in QUESTIONS.items():
+            asked = [e for e in part if relation in e.values]
+            for e, wrong in deal(asked, relation, entities, also, rng):
+                place = len(questions) % 4               # the right answer is in each place equally often
+                wrong.insert(place, e.values[relation])
+                text = rng.choice(wordings).format(which="Which of these", e=e.name)
+                questions.append(Question(f"{e.name}/{relation}/{time}", "", text, wrong, place))
     rng.shuffle(questions)
     return questions
 
@@ -253,9 +252,8 @@ def write_corpus(folder, documents, tok, cfg):
 def check(cfg):
     check_ranges(cfg, ("documents_per_entity", "questions_per_fact"), vocab_size=(257, 1 << 16), val_percent=(0.1, 99))
     out = Path(cfg.out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        if read_meta(out).get("made_by") != "prepare/demo.py":
-            raise UserError(f"{out}: contains files that prepare/demo.py did not write; choose another --out")
+    if (out.is_file() or any(out.glob("*"))) and read_meta(out).get("made_by") != "prepare/demo.py":
+        raise UserError(f"{out}: contains files that prepare/demo.py did not write; choose another --out")
 
 
 def report(entities, parts, questions, meta, tok, cfg):
