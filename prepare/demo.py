@@ -252,7 +252,8 @@ def write_corpus(folder, documents, tok, cfg):
 def check(cfg):
     check_ranges(cfg, ("documents_per_entity", "questions_per_fact"), vocab_size=(257, 1 << 16), val_percent=(0.1, 99))
     out = Path(cfg.out)
-    if (out.is_file() or any(out.glob("*"))) and read_meta(out).get("made_by") != "prepare/demo.py":
+    occupied = out.is_file() or (out.is_dir() and any(out.iterdir()))
+    if occupied and read_meta(out).get("made_by") != "prepare/demo.py":
         raise UserError(f"{out}: contains files that prepare/demo.py did not write; choose another --out")
 
 

@@ -183,7 +183,7 @@ def check(cfg, tok):
         raise UserError(f"{cfg.tokenizer}: {len(tok):,} tokens, but the shards' uint16 has room for 65,536; use a "
                         "smaller vocabulary")
     check_ranges(cfg, ["shard_tokens"], val_fraction=(0, 1))
-    if cfg.out.is_file() or any(cfg.out.glob("*")):
+    if cfg.out.is_file() or (cfg.out.is_dir() and any(cfg.out.iterdir())):
         if not cfg.overwrite:
             raise UserError(f"{cfg.out}: exists and is not empty; choose another --out, or --overwrite its shards")
         if not (cfg.out / "meta.json").is_file():
