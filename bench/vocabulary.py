@@ -214,9 +214,10 @@ def score(arm: str, seed: int, steps: int, sections: Path, out: Path = OUT):
                             for pair in read_lines(out / "pairs.jsonl")]}
 
         report = out / f"sections/{arm}_{seed}_{end}"
-        subprocess.run([sys.executable, ROOT / "finetune_qa.py", "sections", "--model", folder, "--train", few, "--dev",
-                        sections / "sections_dev.jsonl", "--test", sections / "sections_test.jsonl", "--epochs", "5",
-                        "--seeds", str(seed), "--out", report], check=True)
+        if not (report / "report.json").exists():
+            subprocess.run([sys.executable, ROOT / "finetune_qa.py", "sections", "--model", folder, "--train", few,
+                            "--dev", sections / "sections_dev.jsonl", "--test", sections / "sections_test.jsonl",
+                            "--epochs", "5", "--seeds", str(seed), "--out", report], check=True)
         result["sections"] = read_json(report / "report.json", "a report")["accuracy"]
         target.parent.mkdir(exist_ok=True)
         write_json(target, result)
