@@ -1,7 +1,7 @@
 """Every kernel and tile compiles for A100 and H100, without a GPU: no register spills beyond those in
 results/kernels.md, all fits into shared memory, and the instructions that make a GPU fast are there.
 
-The tests compile each kernel and tile that a run uses in its largest form, which spills first: 39 of them. Run
+The tests compile each kernel and tile that a run uses in its largest form, which spills first: 45 of them. Run
 `python -m kernels.compile_check` after every change to a kernel, a tile or Triton: it compiles the other forms as well
 (without documents, fp16, fp32 ...), and searches the machine code for overwritten operands.
 """
@@ -25,7 +25,7 @@ def test_compiles_without_spills_to_tensor_cores_and_asynchronous_copies(arch, t
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert re.match(r"sm_90: ptxas [\d.]+, sm_80: ptxas [\d.]+\n", finished.stdout)
     kernels = re.findall(rf"^{arch} (attention \d+|\w+).*?(\w+_kernel)", finished.stdout, re.M)
-    assert len(kernels) >= {"sm_90": 24, "sm_80": 15}[arch] and {name for name, _ in kernels} == {
+    assert len(kernels) >= {"sm_90": 24, "sm_80": 21}[arch] and {name for name, _ in kernels} == {
         "attention 128", "attention 64", "norm_linear", "gelu_linear", "cross_entropy", "append_and_decode", "matvec"}
 
 
